@@ -1,0 +1,597 @@
+"""Data sets: the bundled Fashion-MNIST part, torchvision's own, folders of images; and samples of one class.
+
+A data set here is anything with torchvision's attributes: ``len``, ``[i] -> (image, label)``,
+``.targets`` (labels 0..C-1) and ``.classes`` (their names), or a ``torch.utils.data.Subset`` of one.
+
+``python -m zsu.data`` rebuilds the bundled file from the original IDX files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import datasets, transforms
+
+from zsu.errors import ZsuError
+
+MINI_FILE = Path(__file__).parent / "assets" / "fashion-mini.npz"
+MINI_SHA256 = "2a24a9ecd9fdec7f014317c00e09f7a117bede044ed8479d8a7e7a0634591ba6"  # see `checksum`
+MINI_ARRAYS = ["train_images", "train_labels", "test_images", "test_labels"]
+MINI_PER_CLASS = {"train": 1200, "test": 200}
+MINI_SEED = 2017
+FASHION_CLASSES = [
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+]  # fmt: skip
+TORCHVISION = {
+    "fashion-mnist": datasets.FashionMNIST,
+    "mnist": datasets.MNIST,
+    "cifar10": datasets.CIFAR10,
+    "cifar100": datasets.CIFAR100,
+}
+NAMES = ["fashion-mini", *TORCHVISION]
+IDX_PREFIX = {"train": "train", "test": "t10k"}
+IDX_FOLDERS = ["/usr/share/datasets/fashion-mnist", "data"]  # Debian's package, torchvision's download
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Data sets
+# ---------------------------------------------------------------------------------------------------------
+
+
+class Splits(NamedTuple):
+    """A training and a test data set with the same classes."""
+
+    train: Dataset
+    test: Dataset
+
+
+class Images(Dataset):
+    """Images held in memory as bytes, with torchvision's attribute names.
+
+    Parameters
+    ----------
+    data : Tensor (N, C, H, W), uint8
+    targets : Tensor (N,), integer
+        Labels 0..len(classes)-1.
+    classes : list of str
+        The name of each label.
+    transform : callable, optional
+        As in torchvision: gets a PIL image. Without one, images become floats in [0, 1] (`ToTensor`).
+
+    Raises
+    ------
+    ZsuError
+        Other shapes or dtypes, or labels that are not 0..C-1.
+    """
+
+    def __init__(self, data: torch.Tensor, targets: torch.Tensor, classes: list[str],
+                 transform: Callable | None = None):  # fmt: skip
+        if data.dtype != torch.uint8 or data.ndim != 4:
+            raise ZsuError(
+                f"image data has shape {tuple(data.shape)} and dtype {data.dtype}",
+                where="Images",
+                remedy="pass a uint8 tensor of shape (N, C, H, W)",
+            )
+        if len(data) != len(targets):
+            raise ZsuError(f"{len(data)} images but {len(targets)} labels", where="Images")
+        self.data = data
+        self.classes = list(classes)
+        self.targets = _labels(targets, self.classes)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        label = int(self.targets[i])
+        if self.transform is None:
+            return self.data[i] / 255, label  # uint8 (C, H, W) -> float32 in [0, 1]
+        return self.transform(transforms.functional.to_pil_image(self.data[i])), label
+
+
+def load(
+    name_or_folder: str | os.PathLike = "fashion-mini",
+    root: str | os.PathLike = "data",
+    *,
+    download: bool = True,
+    transform: Callable | None = None,
+) -> Splits:
+    """Load a data set by name, or from a folder of images.
+
+    Parameters
+    ----------
+    name_or_folder : str or path
+        ``"fashion-mini"`` (bundled: 12,000 + 2,000 images of Fashion-MNIST, needs no network),
+        ``"fashion-mnist"``, ``"mnist"``, ``"cifar10"``, ``"cifar100"`` (torchvision; upper or lower case),
+        or a folder DIR with DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val/CLASS/*).
+    root : path
+        Where torchvision keeps its files; unused for the others.
+    download : bool
+        Whether torchvision may download what is missing in `root`.
+    transform : callable, optional
+        From PIL image to tensor. Default: `ToTensor`, a float32 tensor (C, H, W) in [0, 1].
+
+    Returns
+    -------
+    Splits
+        ``.train`` and ``.test``.
+
+    Raises
+    ------
+    ZsuError
+        Unknown name, missing or damaged files, a folder without the layout above.
+    """
+    name = str(name_or_folder).casefold()
+    if name == "fashion-mini":
+        return _load_mini(transform)
+    if name in TORCHVISION:
+        return _load_torchvision(name, root, download, transform)
+    if Path(name_or_folder).is_dir():
+        return _load_folder(Path(name_or_folder), transform)
+    raise ZsuError(
+        f"no data set and no folder is called {str(name_or_folder)!r}",
+        where="zsu.data.load",
+        remedy=f"pass one of {', '.join(NAMES)}, or a folder with train/CLASS/* and test/CLASS/*",
+    )
+
+
+def _load_mini(transform: Callable | None) -> Splits:
+    try:
+        with np.load(MINI_FILE) as file:
+            arrays = {name: file[name] for name in MINI_ARRAYS}
+    except Exception as error:  # a missing, truncated or foreign file fails in many ways
+        raise ZsuError(
+            f"the bundled data cannot be read ({error})", where=str(MINI_FILE), remedy="reinstall zsu"
+        ) from error
+    if checksum(arrays) != MINI_SHA256:
+        raise ZsuError(
+            "the bundled data does not match its checksum", where=str(MINI_FILE), remedy="reinstall zsu"
+        )
+    return Splits(*(
+        Images(
+            torch.from_numpy(arrays[f"{part}_images"])[:, None],  # (N, 28, 28) -> (N, 1, 28, 28)
+            torch.from_numpy(arrays[f"{part}_labels"]),
+            FASHION_CLASSES,
+            transform,
+        )
+        for part in Splits._fields
+    ))  # fmt: skip
+
+
+def _load_torchvision(name: str, root: str | os.PathLike, download: bool, transform: Callable | None) -> Splits:
+    try:
+        parts = [TORCHVISION[name](root, train=train, download=download) for train in (True, False)]
+    except Exception as error:  # no network, no permission, damaged files: torchvision raises many types
+        raise ZsuError(
+            f"{name} is not complete in {str(root)!r} and "
+            + (f"the download failed ({error})" if download else "download=False"),
+            where="zsu.data.load",
+            remedy="check the network and the folder, copy torchvision's files there, or use 'fashion-mini'",
+        ) from error
+    return Splits(*(Images(_channels_first(p.data), torch.as_tensor(p.targets), p.classes, transform)
+                    for p in parts))  # fmt: skip
+
+
+def _channels_first(data) -> torch.Tensor:
+    data = torch.as_tensor(data)
+    if data.ndim == 3:
+        return data[:, None]  # (N, H, W) -> (N, 1, H, W)
+    return data.permute(0, 3, 1, 2).contiguous()  # (N, H, W, 3) -> (N, 3, H, W)
+
+
+def _load_folder(folder: Path, transform: Callable | None) -> Splits:
+    test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
+    train, test = (_load_split(part, transform) for part in (folder / "train", test))
+    if train.classes != test.classes:
+        raise ZsuError(
+            f"the classes of train and test differ: {sorted(set(train.classes) ^ set(test.classes))}",
+            where=str(folder),
+            remedy="give both the same class folders",
+        )
+    if len(train.classes) < 2:
+        raise ZsuError(
+            f"there is only one class, {train.classes[0]!r}",
+            where=str(folder),
+            remedy="forgetting a class needs at least two classes",
+        )
+    return Splits(train, test)
+
+
+def _load_split(folder: Path, transform: Callable | None) -> datasets.ImageFolder:
+    try:
+        return datasets.ImageFolder(folder, transform or transforms.ToTensor(), loader=_open_image)
+    except FileNotFoundError as error:  # no folder, no class folder, or a class folder without images
+        raise ZsuError(
+            f"this folder holds no class folders with images ({error})".replace("\n", " "),
+            where=str(folder),
+            remedy="lay the images out as train/CLASS/* and test/CLASS/*",
+        ) from error
+
+
+def _open_image(path: str):
+    try:
+        return datasets.folder.default_loader(path)
+    except OSError as error:
+        raise ZsuError(f"cannot read this image ({error})", where=path, remedy="replace the file") from error
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Labels, samples, batches: for any data set with .targets and .classes
+# ---------------------------------------------------------------------------------------------------------
+
+
+def targets(dataset: Dataset) -> torch.Tensor:
+    """Labels of a data set.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Has ``.targets`` and ``.classes``, or is a `Subset` of such a data set.
+
+    Returns
+    -------
+    Tensor (N,), int64
+
+    Raises
+    ------
+    ZsuError
+        No ``.targets`` or ``.classes``, or labels that are not 0..C-1.
+    """
+    if isinstance(dataset, Subset):
+        return targets(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    if not hasattr(dataset, "targets"):
+        raise ZsuError(
+            f"a {type(dataset).__name__} has no .targets",
+            where="zsu.data",
+            remedy="set dataset.targets to the labels and dataset.classes to their names, as torchvision does",
+        )
+    return _labels(dataset.targets, classes(dataset))
+
+
+def classes(dataset: Dataset) -> list[str]:
+    """Class names of a data set, in the order of the labels.
+
+    Raises
+    ------
+    ZsuError
+        No ``.classes``.
+    """
+    if isinstance(dataset, Subset):
+        return classes(dataset.dataset)
+    if not hasattr(dataset, "classes"):
+        raise ZsuError(
+            f"a {type(dataset).__name__} has no .classes",
+            where="zsu.data",
+            remedy="set dataset.classes to the list of class names, as torchvision does",
+        )
+    return [str(name) for name in dataset.classes]
+
+
+def _labels(labels, names: list[str]) -> torch.Tensor:
+    """Labels as int64, checked to be 0..C-1."""
+    try:
+        labels = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ZsuError(
+            f"the labels are no numbers ({error})", where="zsu.data", remedy="give one integer for each image"
+        ) from error
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        raise ZsuError(
+            f"the labels have shape {tuple(labels.shape)} and dtype {labels.dtype}",
+            where="zsu.data",
+            remedy="give one integer for each image",
+        )
+    wrong = labels[(labels < 0) | (labels >= len(names))].unique().tolist()
+    if wrong:
+        raise ZsuError(
+            f"labels {wrong[:10]} are not in 0..{len(names) - 1}, but there are {len(names)} classes",
+            where="zsu.data",
+            remedy="number the classes 0, 1, 2, ... in the order of .classes, as in "
+            "numpy.unique(labels, return_inverse=True)",
+        )
+    return labels.to(torch.int64)
+
+
+def class_index(dataset: Dataset, cls: int | str) -> int:
+    """Index of a class given by index, by name, or by an index in digits.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    cls : int or str
+        ``1``, ``"Trouser"``, ``"trouser"`` or ``"1"``. Digits are names where the names are digits.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ZsuError
+        No such class; the message lists the classes.
+    """
+    names = classes(dataset)
+    if isinstance(cls, str):
+        index = _index_of_name(names, cls.strip())
+    elif isinstance(cls, (int, np.integer)) and not isinstance(cls, bool):
+        index = int(cls)
+    else:
+        index = None
+    if index is None or not 0 <= index < len(names):
+        listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
+        raise ZsuError(
+            f"there is no class {cls!r}", where="zsu.data", remedy=f"choose by index or name: {listed}"
+        )
+    return index
+
+
+def _index_of_name(names: list[str], name: str) -> int | None:
+    if name in names:
+        return names.index(name)
+    folded = [n.casefold() for n in names]
+    if name.casefold() in folded:
+        return folded.index(name.casefold())
+    if name.isdecimal() and not any(n.isdecimal() for n in names):
+        return int(name)
+    return None
+
+
+def histogram(dataset: Dataset) -> str:
+    """Number of images of each class, as text for a message: ``"T-shirt/top 200, Trouser 200"``."""
+    names = classes(dataset)
+    counts = torch.bincount(targets(dataset), minlength=len(names)).tolist()
+    return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+
+
+def samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> torch.Tensor:
+    """Draw images of one class: the few unseen samples that zero-shot forgetting starts from.
+
+    Pass the **test** split: the samples have to be unseen, that is, no part of the training data.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    cls : int or str
+        The class, by index or name.
+    n : int
+        How many images.
+    seed : int
+        Another seed draws others. The global random state is neither used nor changed.
+
+    Returns
+    -------
+    Tensor (n, C, H, W), float32
+
+    Raises
+    ------
+    ZsuError
+        No such class, no image of it, or fewer than `n`; `n` < 1; images that do not stack.
+    """
+    indices = _sample_indices(dataset, cls, n, seed)
+    x, _ = _collate([dataset[i] for i in indices.tolist()])
+    return x
+
+
+def without_samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> Subset:
+    """Everything but the images that `samples` draws with the same arguments.
+
+    Returns
+    -------
+    Subset
+        Of `dataset`, in its order.
+
+    Raises
+    ------
+    ZsuError
+        As `samples`.
+    """
+    keep = torch.ones(len(dataset), dtype=torch.bool)
+    keep[_sample_indices(dataset, cls, n, seed)] = False
+    return Subset(dataset, keep.nonzero()[:, 0].tolist())  # (N - n, 1) -> (N - n,)
+
+
+def _sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torch.Tensor:
+    index = class_index(dataset, cls)
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+        raise ZsuError(f"n={n!r} samples were asked for", where="zsu.data", remedy="pass an integer n >= 1")
+    members = (targets(dataset) == index).nonzero()[:, 0]  # (M, 1) -> (M,)
+    if len(members) < n:
+        raise ZsuError(
+            f"{n} samples of class {classes(dataset)[index]!r} were asked for, the data has {len(members)}",
+            where="zsu.data",
+            remedy=f"pass a smaller n or other data; images by class: {histogram(dataset)}",
+        )
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
+    return members[order[:n]]
+
+
+def batches(dataset: Dataset, batch_size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Run through a data set in its order, without touching the global random state.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    batch_size : int
+
+    Yields
+    ------
+    x : Tensor (B, C, H, W), float32
+    y : Tensor (B,), int64
+
+    Raises
+    ------
+    ZsuError
+        Images that are no float tensors or that differ in shape.
+    """
+    images = in_memory(dataset)
+    if images is None:
+        # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
+        yield from DataLoader(dataset, batch_size, collate_fn=_collate, generator=torch.Generator())
+        return
+    for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
+        if len(y):
+            yield x / 255, y
+
+
+def in_memory(dataset: Dataset) -> Images | None:
+    """The data set as `Images` if it is one without a transform, or a `Subset` of one; else None."""
+    if isinstance(dataset, Images) and dataset.transform is None:
+        return dataset
+    if isinstance(dataset, Subset) and (images := in_memory(dataset.dataset)) is not None:
+        indices = torch.as_tensor(dataset.indices, dtype=torch.int64)
+        return Images(images.data[indices], images.targets[indices], images.classes)
+    return None
+
+
+def _collate(pairs: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stack (image, label) pairs to (B, C, H, W) and (B,)."""
+    images = [image for image, _ in pairs]
+    for image in images:
+        if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+            raise ZsuError(
+                f"an image is a {type(image).__name__}, not a float tensor",
+                where="zsu.data",
+                remedy="give the data set transform=torchvision.transforms.ToTensor()",
+            )
+        if image.shape != images[0].shape:
+            raise ZsuError(
+                f"images differ in shape: {tuple(images[0].shape)} and {tuple(image.shape)}",
+                where="zsu.data",
+                remedy="pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])",
+            )
+    return torch.stack(images), torch.tensor([int(label) for _, label in pairs])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Call ``write(temporary)`` for a file beside `path`, then move it there: all of the file or nothing.
+
+    Raises
+    ------
+    ZsuError
+        The file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ZsuError(
+            f"cannot write this file ({error})", where=str(path), remedy="pass a path in a writable folder"
+        ) from error
+    finally:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Rebuilding the bundled file
+# ---------------------------------------------------------------------------------------------------------
+
+def checksum(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 over the bytes of the four arrays, in the order of `MINI_ARRAYS`."""
+    digest = hashlib.sha256()
+    for name in MINI_ARRAYS:
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()
+
+
+def build_mini(folder: str | os.PathLike, per_class: dict[str, int] = MINI_PER_CLASS) -> dict[str, np.ndarray]:
+    """Select the bundled part from the IDX files of Fashion-MNIST.
+
+    Of each class, the first of a seeded permutation (NumPy's PCG64, seed `MINI_SEED`, classes 0 to 9, the
+    training files before the test files); the selected images keep the order of the files.
+
+    Parameters
+    ----------
+    folder : path
+        Holds train-images-idx3-ubyte and so on, plain or as .gz, or torchvision's FashionMNIST/raw.
+    per_class : dict
+        How many images of each class for ``"train"`` and ``"test"``.
+
+    Returns
+    -------
+    dict
+        `MINI_ARRAYS`: images (N, 28, 28) and labels (N,), uint8.
+
+    Raises
+    ------
+    ZsuError
+        Missing or damaged files, or too few images of a class.
+    """
+    rng = np.random.default_rng(MINI_SEED)
+    arrays = {}
+    for part in Splits._fields:
+        images = _read_idx(_find_idx(folder, f"{IDX_PREFIX[part]}-images-idx3-ubyte"))
+        labels = _read_idx(_find_idx(folder, f"{IDX_PREFIX[part]}-labels-idx1-ubyte"))
+        chosen = []
+        for c in range(len(FASHION_CLASSES)):
+            members = rng.permutation(np.flatnonzero(labels == c))
+            if len(members) < per_class[part]:
+                raise ZsuError(f"class {c} has {len(members)} images, need {per_class[part]}", where=str(folder))
+            chosen.append(members[: per_class[part]])
+        order = np.sort(np.concatenate(chosen))
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images[order], labels[order]
+    return arrays
+
+
+def _find_idx(folder: str | os.PathLike, name: str) -> Path:
+    places = [Path(folder) / sub / (name + end) for sub in ("", "FashionMNIST/raw") for end in (".gz", "")]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ZsuError(
+        f"there is no {name}(.gz)",
+        where=str(folder),
+        remedy="install Debian's dataset-fashion-mnist, or download with zsu.data.load('fashion-mnist')",
+    )
+
+
+def _read_idx(path: Path) -> np.ndarray:
+    """An IDX file of bytes: 0, 0, 8, the number of dimensions, each dimension as big-endian int32, the data."""
+    try:
+        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("not an IDX file of bytes")
+        shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)  # bytes -> (N,) or (N, H, W)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ZsuError("this is not a complete IDX file", where=str(path), remedy="fetch it again") from error
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``python -m zsu.data [--root DIR]``: rebuild the bundled file from the IDX files."""
+    parser = argparse.ArgumentParser(prog="python -m zsu.data", description="Rebuild the bundled Fashion-MNIST part.")
+    parser.add_argument("--root", help=f"folder of the IDX files; default: the first of {', '.join(IDX_FOLDERS)}")
+    root = parser.parse_args(arguments).root
+    if root is None:
+        root = next((folder for folder in IDX_FOLDERS if Path(folder).is_dir()), IDX_FOLDERS[0])
+    arrays = build_mini(root)
+    if checksum(arrays) != MINI_SHA256:
+        raise ZsuError(f"the rebuilt data has another checksum, {checksum(arrays)}", where=str(root))
+    write_atomically(MINI_FILE, lambda path: _save_npz(path, arrays))
+    print(f"{MINI_FILE}: {MINI_FILE.stat().st_size:,} bytes, sha256 of the arrays {MINI_SHA256}")
+
+
+def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    with open(path, "wb") as file:  # an open file, because savez adds .npz to a name
+        np.savez_compressed(file, **arrays)
+
+
+if __name__ == "__main__":
+    main()

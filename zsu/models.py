@@ -1,0 +1,336 @@
+"""Models: a small CNN to learn on, torchvision's classifiers by name, checkpoints, and the ones that ship."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import pickle
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+
+from zsu.data import write_atomically
+from zsu.errors import ZsuError
+
+BUNDLED_FOLDER = Path(__file__).parent / "assets" / "models"
+BUNDLED_FILES = {"original": "original-{}.safetensors", "retrained": "retrained-trouser-{}.safetensors"}
+BUNDLED_SEEDS = 8
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions, one hidden layer, one head: 42,090 parameters for 10 classes of grey images.
+
+    Parameters
+    ----------
+    classes : int
+        Number of logits.
+    channels : int
+        1 for grey, 3 for colour images.
+
+    Notes
+    -----
+    Takes images of at least 16 x 16 pixels. `fit` makes their size fixed; on 28 x 28 it changes nothing.
+    """
+
+    def __init__(self, classes: int = 10, channels: int = 1):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=3, padding=1)
+        self.relu1 = nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2 = nn.Conv2d(16, 32, kernel_size=3, padding=1)
+        self.relu2 = nn.ReLU()
+        self.pool2 = nn.MaxPool2d(2)
+        self.conv3 = nn.Conv2d(32, 64, kernel_size=3, padding=1)
+        self.relu3 = nn.ReLU()
+        self.pool3 = nn.MaxPool2d(2)
+        self.fit = nn.AdaptiveAvgPool2d(3)
+        self.fc = nn.Linear(64 * 3 * 3, 32)
+        self.relu4 = nn.ReLU()
+        self.head = nn.Linear(32, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) of images (N, channels, H, W)."""
+        x = self.pool1(self.relu1(self.conv1(x)))  # (N, channels, 28, 28) -> (N, 16, 14, 14)
+        x = self.pool2(self.relu2(self.conv2(x)))  # -> (N, 32, 7, 7)
+        x = self.fit(self.pool3(self.relu3(self.conv3(x))))  # -> (N, 64, 3, 3)
+        x = self.relu4(self.fc(x.flatten(1)))  # (N, 64, 3, 3) -> (N, 576) -> (N, 32)
+        return self.head(x)  # -> (N, classes)
+
+
+def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
+    """A fresh, untrained model.
+
+    Parameters
+    ----------
+    arch : str
+        ``"small-cnn"`` or the name of a torchvision classifier, such as ``"resnet18"``.
+    classes : int
+        Number of logits.
+    channels : int
+        Channels of the images: 1 or 3; torchvision's models need 3.
+
+    Returns
+    -------
+    nn.Module
+        In train mode. Its weights are drawn from the global random state, as PyTorch always does.
+
+    Raises
+    ------
+    ZsuError
+        Unknown `arch`, or a number of classes or channels that it cannot have.
+    """
+    if classes < 1 or channels not in (1, 3):
+        raise ZsuError(
+            f"a model with {classes} classes and {channels} channels was asked for",
+            where="zsu.models.build",
+            remedy="pass classes >= 1, and channels 1 (grey) or 3 (colour)",
+        )
+    if arch == "small-cnn":
+        return SmallCNN(classes, channels)
+    known = torchvision_models.list_models(module=torchvision_models)
+    if arch not in known:
+        close = difflib.get_close_matches(str(arch).casefold(), ["small-cnn", *known], n=3, cutoff=0.5)
+        raise ZsuError(
+            f"unknown architecture {arch!r}",
+            where="zsu.models.build",
+            remedy=f"did you mean {' or '.join(close)}" if close else "pass small-cnn or a torchvision classifier",
+        )
+    if channels != 3:
+        raise ZsuError(
+            f"{arch} needs images with 3 channels, not {channels}",
+            where="zsu.models.build",
+            remedy="use small-cnn, or repeat the grey channel in the transform and pass channels=3",
+        )
+    return torchvision_models.get_model(arch, weights=None, num_classes=classes)
+
+
+def save(model: nn.Module, path: str | os.PathLike, **about) -> None:
+    """Write a model as safetensors, whole or not at all.
+
+    Parameters
+    ----------
+    model : nn.Module
+    path : path
+        An existing file is replaced.
+    **about
+        Metadata, anything JSON can hold, such as ``arch="resnet18", class_names=[...]``. The arch, classes
+        and channels of a `SmallCNN` are added; give `arch` for others, so that `load` can build them.
+
+    Raises
+    ------
+    ZsuError
+        The file cannot be written, or JSON cannot hold a value.
+    """
+    if isinstance(model, SmallCNN):
+        shape = {"classes": model.head.out_features, "channels": model.conv1.in_channels}
+        about = {"arch": "small-cnn", **shape, **about}
+    try:
+        strings = {key: json.dumps(value) for key, value in about.items()}
+    except (TypeError, ValueError) as error:
+        raise ZsuError(f"the metadata does not fit into JSON ({error})", where="zsu.models.save") from error
+    # Copies, because safetensors refuses tensors that share memory, such as tied weights.
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    write_atomically(path, lambda temporary: _save_safetensors(tensors, temporary, strings))
+
+
+def _save_safetensors(tensors: dict[str, torch.Tensor], path: Path, strings: dict[str, str]) -> None:
+    path.write_bytes(safetensors.torch.save(tensors, strings))
+
+
+def metadata(path: str | os.PathLike) -> dict:
+    """What `save` was told about a model.
+
+    Raises
+    ------
+    ZsuError
+        No such file, or not a complete safetensors file.
+    """
+    _check_file(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            strings = file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+    return {key: _json_or_text(text) for key, text in strings.items()}
+
+
+def _json_or_text(text: str):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:  # written by another program
+        return text
+
+
+def load(
+    path: str | os.PathLike,
+    arch: str | None = None,
+    classes: int | None = None,
+    channels: int | None = None,
+    *,
+    trusted: bool = False,
+) -> nn.Module:
+    """Read a model from a safetensors file or a PyTorch checkpoint.
+
+    Parameters
+    ----------
+    path : path
+        A safetensors file, or what ``torch.save`` wrote: a state dict, alone or as ``"state_dict"`` or
+        ``"model"`` of a dict.
+    arch : str, optional
+        As in `build`. Default: the metadata's, else ``"small-cnn"``.
+    classes, channels : int, optional
+        Default: the metadata's, else read off the last Linear and the first convolution.
+    trusted : bool
+        Also read checkpoints with pickled code, such as a whole model. Such a file can run anything on
+        your machine: only for files of people you trust.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode, on the CPU. The global random state is not changed.
+
+    Raises
+    ------
+    ZsuError
+        Missing, damaged or foreign file, pickled code, or a checkpoint of another architecture.
+    """
+    _check_file(path)
+    if _is_safetensors(path):
+        about, state = metadata(path), _read_safetensors(path)
+    else:
+        about, state = {}, _read_torch(path, trusted)
+    if isinstance(state, nn.Module):
+        return state.eval()
+    arch = arch or about.get("arch", "small-cnn")
+    classes = classes or about.get("classes") or _guess_classes(state)
+    channels = channels or about.get("channels") or _guess_channels(state)
+    with torch.random.fork_rng(devices=[]):  # building draws random weights, soon overwritten
+        model = build(arch, classes, channels)
+    _check_same_shapes(model, state, arch, path)
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _check_file(path: str | os.PathLike) -> None:
+    if not Path(path).is_file():
+        raise ZsuError("there is no such file", where=str(path), remedy="check the path of the checkpoint")
+
+
+def _damaged(path: str | os.PathLike, error: Exception) -> ZsuError:
+    return ZsuError(
+        f"this is not a complete checkpoint ({type(error).__name__}: {str(error).splitlines()[:1]})",
+        where=str(path),
+        remedy="fetch or save it again",
+    )
+
+
+def _is_safetensors(path: str | os.PathLike) -> bool:
+    """Whether the file begins as safetensors do: eight bytes of header length, then JSON."""
+    with open(path, "rb") as file:
+        return Path(path).suffix == ".safetensors" or file.read(9)[8:] == b"{"
+
+
+def _read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def _read_torch(path: str | os.PathLike, trusted: bool) -> dict[str, torch.Tensor] | nn.Module:
+    """The state dict in a file of ``torch.save``, or the whole model if that was saved and is trusted."""
+    with open(path, "rb") as file:
+        if file.read(2) not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as old versions of PyTorch wrote
+            raise ZsuError("this is neither safetensors nor a PyTorch checkpoint", where=str(path))
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=not trusted)
+    except pickle.UnpicklingError as error:
+        if trusted:
+            raise _damaged(path, error) from error
+        raise ZsuError(
+            "this checkpoint needs pickled code, which could run anything, and was not read",
+            where=str(path),
+            remedy="ask for a state dict, or pass trusted=True if you trust whoever made the file",
+        ) from error
+    except Exception as error:  # a damaged file, or code that is not installed here, fails in many ways
+        raise _damaged(path, error) from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), (dict, nn.Module)):
+            content = content[key]
+    if isinstance(content, nn.Module):
+        return content
+    if not isinstance(content, dict) or not content or not all(isinstance(t, torch.Tensor) for t in content.values()):
+        raise ZsuError(
+            f"the checkpoint holds a {type(content).__name__} but no state dict",
+            where=str(path),
+            remedy="save it with torch.save(model.state_dict(), path)",
+        )
+    return content
+
+
+def _guess_classes(state: dict[str, torch.Tensor]) -> int:
+    """Rows of the last matrix, which is the head in most models; 10 where there is none."""
+    rows = [t.shape[0] for name, t in state.items() if name.endswith("weight") and t.ndim == 2]
+    return rows[-1] if rows else 10
+
+
+def _guess_channels(state: dict[str, torch.Tensor]) -> int:
+    """Input channels of the first convolution; 3 where there is none."""
+    channels = [t.shape[1] for t in state.values() if t.ndim == 4]
+    return channels[0] if channels and channels[0] in (1, 3) else 3
+
+
+def _check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: str, path: str | os.PathLike) -> None:
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in state.items()}
+    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
+    if differing:
+        listed = "; ".join(
+            f"{name}: {found.get(name, 'absent')} in the file, {expected.get(name, 'absent')} in the model"
+            for name in differing[:3]
+        )
+        raise ZsuError(
+            f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}",
+            where=str(path),
+            remedy="pass the arch, classes and channels that it was trained with",
+        )
+
+
+def bundled(kind: str = "original", seed: int = 0) -> SmallCNN:
+    """A model that ships with zsu, trained by ``python -m zsu.training`` on ``fashion-mini``.
+
+    Parameters
+    ----------
+    kind : str
+        ``"original"``, trained on all ten classes, or ``"retrained"``, trained from scratch without
+        class 1, Trouser: the reference that forgetting is measured against.
+    seed : int
+        0 to 7. ``bundled()`` is *the* original; the others tell how much training varies by itself.
+
+    Returns
+    -------
+    SmallCNN
+        In eval mode, with 10 logits.
+
+    Raises
+    ------
+    ZsuError
+        Another kind or seed.
+    """
+    return load(bundled_path(kind, seed))
+
+
+def bundled_path(kind: str = "original", seed: int = 0) -> Path:
+    """The file of `bundled`, for `metadata`: accuracies and how the model was trained."""
+    if kind not in BUNDLED_FILES or seed not in range(BUNDLED_SEEDS):
+        raise ZsuError(
+            f"no bundled model is called {kind!r} with seed {seed!r}",
+            where="zsu.models.bundled",
+            remedy=f"pass one of {', '.join(BUNDLED_FILES)}, and a seed from 0 to {BUNDLED_SEEDS - 1}",
+        )
+    return BUNDLED_FOLDER / BUNDLED_FILES[kind].format(seed)

@@ -1,0 +1,148 @@
+"""Training and retraining from scratch, seeded; ``python -m zsu.training`` makes the models that ship."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from tqdm.auto import tqdm
+
+from zsu import data
+from zsu.errors import ZsuError
+
+
+def train(
+    factory: Callable[[], nn.Module],
+    dataset: Dataset,
+    *,
+    exclude: int | str | None = None,
+    epochs: int = 8,
+    batch_size: int = 100,
+    lr: float = 1e-2,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """Train a new model with Adam and a one-cycle learning rate.
+
+    Parameters
+    ----------
+    factory : callable
+        Builds a fresh model, such as `SmallCNN` or ``lambda: build("resnet18", 10, 3)``.
+    dataset : Dataset
+        The training split.
+    exclude : int or str, optional
+        A class to leave out: retraining without it is the reference for forgetting it. The model keeps a
+        logit for every class.
+    epochs, batch_size : int
+        Images beyond the last full batch are left to the next, differently shuffled epoch.
+    lr : float
+        The greatest learning rate of the cycle.
+    seed : int
+        Decides the initial weights, the order of the images and dropout. The global random state of
+        PyTorch is put back afterwards.
+    device : str or torch.device, optional
+        Default: where the factory puts the model.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    nn.Module
+        In eval mode. On one CPU, the same seed gives the same model.
+
+    Raises
+    ------
+    ZsuError
+        No data, no image of the excluded class or none besides, a model that does not fit the images or
+        the number of classes, a loss that is not finite.
+    """
+    for name, value in dict(epochs=epochs, batch_size=batch_size, lr=lr).items():
+        if not value > 0 or (name != "lr" and value != int(value)):
+            raise ZsuError(f"{name}={value!r} is not positive", where="zsu.training.train")
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise ZsuError(
+            f"training starts from a fresh model, but a {type(factory).__name__} was given",
+            where="zsu.training.train",
+            remedy="pass a function that builds the model, such as SmallCNN without parentheses",
+        )
+    if exclude is not None:
+        dataset = _without_class(dataset, exclude)
+    if len(dataset) == 0:
+        raise ZsuError("there are no images to train on", where="zsu.training.train")
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        model = _place(factory(), device)
+        _check_fits(model, dataset)
+        _fit(model, dataset, epochs, batch_size, lr, seed, progress)
+    return model.eval()
+
+
+def _fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: float, seed: int, progress: bool):
+    generator = torch.Generator().manual_seed(seed)
+    steps = max(1, len(dataset) // batch_size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
+    device = next(model.parameters()).device
+    model.train()
+    with tqdm(total=epochs * steps, desc="training", unit="step", disable=not progress) as bar:
+        for _ in range(epochs):
+            order = torch.randperm(len(dataset), generator=generator)[: steps * batch_size]
+            total = 0.0
+            for x, y in data.batches(Subset(dataset, order.tolist()), batch_size):
+                loss = F.cross_entropy(model(x.to(device)), y.to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+                total = total + loss.detach()  # stays on the device: no waiting for it at every step
+            mean = float(total) / steps
+            if not math.isfinite(mean):
+                raise ZsuError(f"the loss became {mean}", where="zsu.training.train", remedy=f"lower lr={lr}")
+            bar.set_postfix(loss=f"{mean:.3f}")
+
+
+def _without_class(dataset: Dataset, cls: int | str) -> Subset:
+    kept = data.targets(dataset) != data.class_index(dataset, cls)
+    if kept.all() or not kept.any():
+        raise ZsuError(
+            f"class {cls!r} cannot be left out: the data has {'none' if kept.all() else 'only images'} of it",
+            where="zsu.training.train",
+            remedy=f"images by class: {data.histogram(dataset)}",
+        )
+    return Subset(dataset, kept.nonzero()[:, 0].tolist())  # (M, 1) -> (M,)
+
+
+def _place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    if not isinstance(model, nn.Module):
+        raise ZsuError(f"the factory returned a {type(model).__name__}, no model", where="zsu.training.train")
+    try:
+        return model if device is None else model.to(device)
+    except (RuntimeError, AssertionError) as error:  # no such device, or PyTorch built without it
+        raise ZsuError(f"cannot use device {device!r} ({error})", where="zsu.training.train") from error
+
+
+def _check_fits(model: nn.Module, dataset: Dataset) -> None:
+    """Send one image through the model, so that a misfit is told before training."""
+    x, _ = next(data.batches(Subset(dataset, [0])))
+    classes = len(data.classes(dataset))
+    try:
+        with torch.no_grad():
+            logits = model.eval()(x.to(next(model.parameters()).device))
+    except RuntimeError as error:
+        raise ZsuError(
+            f"the model does not take images of shape {tuple(x.shape[1:])} ({error})",
+            where="zsu.training.train",
+            remedy="build it for these channels, or change the images with a transform",
+        ) from error
+    if logits.ndim != 2 or logits.shape[1] < classes:
+        raise ZsuError(
+            f"the model's output has shape {tuple(logits.shape)}, but there are {classes} classes",
+            where="zsu.training.train",
+            remedy="build it with one logit for each class",
+        )
