@@ -1,0 +1,30 @@
+# Two commands do everything: `make book` builds the course, `make test` checks it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: book test notebooks models data
+
+book: .venv/installed  ## run every chapter and build the site, from nothing each time
+	rm -rf _build
+	$(BIN)/jupyter-book build . -n -W --keep-going
+	@cat _build/seconds.txt
+	@echo "Open file://$(CURDIR)/_build/html/index.html"
+
+test: .venv/installed  ## style, tests, and whether notebooks/ is in step with book/
+	$(BIN)/ruff check .
+	@$(BIN)/python -m pytest
+
+notebooks: .venv/installed  ## make notebooks/ anew from book/
+	$(BIN)/python book/_ext/notebooks.py
+
+models: .venv/installed  ## train the checkpoints that ship, anew
+	$(BIN)/python -m zsu.training
+
+data: .venv/installed  ## make the bundled data anew
+	$(BIN)/python -m zsu.data
+
+# The stamp comes last, so an install that failed is done again.
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[book,test]"
+	@touch $@

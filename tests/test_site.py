@@ -1,0 +1,163 @@
+"""The built site in a browser: run `make book` first. Without _build/html these tests are not collected,
+but in CI a missing site or a missing browser fails."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import sync_playwright
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "_build" / "html"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PAGES = [str(path.relative_to(SITE)) for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
+PAGES = [page for page in PAGES if page != "index.html"]  # it only leads on to the first page
+CHAPTERS = [page for page in PAGES if (ROOT / "notebooks" / Path(page).with_suffix(".ipynb").name).exists()]
+WIDGETS = [page for page in PAGES if "jupyter.widget-view" in (SITE / page).read_text(encoding="utf-8")]
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+
+__test__ = bool(PAGES and CHROMIUM) or "CI" in os.environ
+
+
+@pytest.fixture(scope="module")
+def browser():
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    flags.append("--host-resolver-rules=MAP * ~NOTFOUND")  # no network
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module", params=PAGES)
+def page(browser, request):
+    """Each page of the site once, on a wide screen and in the light theme."""
+    page = open_page(browser, request.param)
+    yield page
+    page.close()
+
+
+def open_page(browser, name, width=1280, theme="light"):
+    """Open a page and wait until its formulas and widgets are drawn; `page.problems` lists what went wrong."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.add_init_script(f"localStorage.mode = localStorage.theme = {theme!r}")
+    page.problems = []
+    page.on("console", lambda m: page.problems.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("requestfailed", lambda request: page.problems.append(f"failed: {request.url}"))
+    page.on("request", lambda request: page.problems.extend(abroad(request.url)))
+    page.goto((SITE / name).as_uri())
+    page.evaluate("window.MathJax?.startup?.promise")
+    if name in WIDGETS:
+        page.wait_for_selector(".noUi-handle[aria-label]")
+    return page
+
+
+def abroad(url):
+    """The address, if it is not one of this site's own files."""
+    return [] if url.startswith((SITE.as_uri(), "data:", "blob:")) else [f"not of this site: {url}"]
+
+
+def test_the_site_and_a_browser_are_there():
+    assert "book/intro.html" in PAGES, "run `make book`"
+    assert CHROMIUM, "install chromium"
+
+
+def test_every_chapter_took_its_seconds():
+    seconds = (SITE.parent / "seconds.txt").read_text(encoding="utf-8")
+    for page in CHAPTERS:
+        assert re.search(rf"^ *\d+\.\d s  {Path(page).with_suffix('')}$", seconds, re.MULTILINE)
+
+
+def test_the_site_opens_on_the_introduction(browser):
+    page = browser.new_page()
+    page.goto((SITE / "index.html").as_uri())
+    page.wait_for_url("**/book/intro.html")
+    page.close()
+
+
+def test_quiet_and_at_home(page):
+    assert page.problems == []
+
+
+def test_formulas_are_drawn(page):
+    assert page.locator(".math:has(mjx-container)").count() == page.locator(".math").count()
+    assert page.locator("mjx-merror, [data-mjx-error]").count() == 0
+
+
+def test_every_picture_is_described(page):
+    for alt in page.eval_on_selector_all("article img", "images => images.map(image => image.alt)"):
+        assert len(alt.split()) > 2, f"too little: {alt!r}"
+        assert not re.search(r"\.(png|svg|jpe?g)$", alt), f"a file's name: {alt!r}"
+
+
+def test_links_lead_somewhere(page):
+    for link in page.eval_on_selector_all("a[href]", "links => links.map(link => link.href)"):
+        if link.startswith("file:"):
+            parts = urlsplit(link)
+            target = Path(unquote(parts.path))
+            assert target.exists(), link
+            if parts.fragment:
+                ids = re.findall(r'\bid="([^"]+)"', target.read_text(encoding="utf-8"))
+                assert unquote(parts.fragment) in ids, link
+
+
+def test_nothing_sticks_out(page):
+    wide, high = page.viewport_size["width"], page.viewport_size["height"]
+    for width in (wide, 360):
+        page.set_viewport_size({"width": width, "height": high})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.set_viewport_size({"width": wide, "height": high})
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
+@pytest.mark.parametrize("page_name", PAGES)
+def test_accessible(browser, page_name, theme, width):
+    page = open_page(browser, page_name, width, theme)
+    assert page.get_attribute("html", "lang") == "en"
+    assert page.get_attribute("html", "data-theme") == theme
+    found = Axe().run(page, options={"runOnly": WCAG, "resultTypes": ["violations"]})
+    assert found.response["violations"] == [], found.generate_report()
+    page.close()
+
+
+if WIDGETS:
+
+    @pytest.mark.parametrize("page_name", WIDGETS)
+    def test_the_keyboard_moves_the_slider(browser, page_name):
+        page = open_page(browser, page_name)
+        for slider in page.locator(".widget-vbox:has(> .zsu-frames)").all():
+            handle, picture = slider.locator(".noUi-handle"), slider.locator(".zsu-frames img:visible")
+            assert handle.get_attribute("role") == "slider"
+            assert handle.get_attribute("aria-label")
+            before = [picture.get_attribute(name) for name in ("alt", "src")] + [handle.get_attribute("aria-valuetext")]
+            handle.press("ArrowRight")
+            after = [picture.get_attribute(name) for name in ("alt", "src")] + [handle.get_attribute("aria-valuetext")]
+            assert all(old != new for old, new in zip(before, after, strict=True)), (before[0], after[0])
+        page.close()
+
+
+if CHAPTERS:
+
+    @pytest.mark.parametrize("page_name", CHAPTERS)
+    def test_notebook_and_page_give_the_same_numbers(page_name):
+        page = (SITE / page_name).read_text(encoding="utf-8")
+        notebook = json.loads((ROOT / "notebooks" / Path(page_name).with_suffix(".ipynb").name).read_text())
+        text = "\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+        assert re.findall(r"\\tag\{([\d.]+)\}", text) == re.findall(r'class="eqno">\(([\d.]+)\)', page)
+        assert re.findall(r"^\*(Fig\. [\d.]+):\*", text, re.M) == re.findall(r'"caption-number">(Fig\. [\d.]+) <', page)
+        assert re.findall(r"\*\*(Exercise [\d.]+)", text) == re.findall(
+            r'class="admonition-title">.*?(Exercise [\d.]+)', re.sub(r"<a\b.*?</a>", "", page, flags=re.DOTALL)
+        )
+
+    @pytest.mark.parametrize("page_name", CHAPTERS)
+    def test_colab_opens_the_notebook(page_name):
+        repository = re.search(r"url: https://github.com/(\S+)", (ROOT / "_config.yml").read_text())[1]
+        notebook = f"notebooks/{Path(page_name).with_suffix('.ipynb').name}"
+        address = f"https://colab.research.google.com/github/{repository}/blob/main/{notebook}"
+        assert f'href="{address}"' in (SITE / page_name).read_text(encoding="utf-8")
