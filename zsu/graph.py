@@ -55,6 +55,20 @@ class PathGraph:
         layer = int(np.searchsorted(self.first, node, side="right")) - 1
         return self.layers[layer], int(node - self.first[layer])
 
+    def flow(self) -> np.ndarray:
+        """float32 (edges,): share of all paths that use each edge."""
+        return flows(self.probability, self.run_of, self.run_begin, self.run_length, self.run_source)
+
+    def edge_index(self, target: np.ndarray, source: np.ndarray) -> np.ndarray:
+        """Position of each edge (target, source) in the flat array of edges."""
+        index = np.full(len(target), -1)
+        for r in range(int(np.diff(self.run_of).max())):  # the r-th run of every target
+            run = np.minimum(self.run_of[target] + r, len(self.run_begin) - 1)
+            m = source - self.run_source[run]
+            hit = (self.run_of[target] + r < self.run_of[target + 1]) & (m >= 0) & (m < self.run_length[run])
+            index[hit] = (self.run_begin[run] + m)[hit]
+        return index
+
 
 def build_graph(relevance: Relevance) -> PathGraph:
     """The Markov chain of positive relevance; see the module's docstring.
@@ -86,10 +100,18 @@ def build_graph(relevance: Relevance) -> PathGraph:
     order = np.argsort(target, kind="stable")
     run_of = np.searchsorted(target[order], np.arange(first[-1] + 2))
     graph = PathGraph(
-        [n.name for n in layers], first, np.concatenate(values), run_of, run_begin[order], run_length[order], run_source[order]
+        [n.name for n in layers],
+        first,
+        np.concatenate(values),
+        run_of,
+        run_begin[order],
+        run_length[order],
+        run_source[order],
     )
     if not np.isfinite(graph.probability).all():
-        raise ZsuError("relevance of an edge is not finite", where="find_paths", remedy="check the explanation's ledger")
+        raise ZsuError(
+            "relevance of an edge is not finite", where="find_paths", remedy="check the explanation's ledger"
+        )
     alive = normalise(graph.probability, run_of, graph.run_begin, graph.run_length, graph.run_source, sizes[0])
     if not alive[-1]:
         raise ZsuError(
@@ -129,7 +151,11 @@ def runs_of(node: Node):
                 yield edges[offset : offset + n].reshape(-1, 1), identity, source  # (K,) -> (K, 1)
             elif node.groups == 1:
                 part = edges[:, offset : offset + n * source.group]
-                yield part.unflatten(1, (n, source.group)).sum(2), first_channel, source  # (K, J) -> (K, C, P) -> (K, C)
+                yield (
+                    part.unflatten(1, (n, source.group)).sum(2),
+                    first_channel,
+                    source,
+                )  # (K, J) -> (K, C, P) -> (K, C)
             else:
                 yield edges, grouped(node, sources, edges), source
             offset += n * source.group
@@ -171,3 +197,18 @@ def normalise(value, run_of, run_begin, run_length, run_source, inputs):
                 for e in range(run_begin[r], run_begin[r] + run_length[r]):
                     value[e] /= total
     return alive
+
+
+@njit(cache=True, nogil=True)
+def flows(p, run_of, run_begin, run_length, run_source):
+    """Share of the walks from the top that use each edge: m(k) p(j|k), m the share that visits node k. (edges,)"""
+    nodes = len(run_of) - 1
+    visits = np.zeros(nodes)
+    visits[nodes - 1] = 1.0
+    flow = np.zeros(len(p), np.float32)
+    for k in range(nodes - 1, -1, -1):
+        for r in range(run_of[k], run_of[k + 1]):
+            for m in range(run_length[r]):
+                flow[run_begin[r] + m] = visits[k] * p[run_begin[r] + m]
+                visits[run_source[r] + m] += visits[k] * p[run_begin[r] + m]
+    return flow

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import ZsuError
 from .rules import Rule, as_rule
-from .tape import Node, Tape, total
+from .tape import Node, Tape, stabilised, total
 
 
 @dataclass(eq=False)
@@ -24,8 +24,8 @@ class Relevance:
         Relevance of every input value, per sample.
     logits : Tensor (N, classes)
         Output of the model.
-    target : Tensor (N,) int64
-        The class explained, per sample.
+    seed : Tensor (N, classes)
+        The relevance that was handed to the outputs: the logit of the target class, or the seed given.
     layers : list of Node
         The input, the weighted layers and the additions, in the order of the forward pass.
     constant : float
@@ -34,7 +34,7 @@ class Relevance:
 
     input: Tensor
     logits: Tensor
-    target: Tensor
+    seed: Tensor
     layers: list[Node]
     constant: float
 
@@ -63,8 +63,7 @@ class Relevance:
             for n in reversed(self.layers)
             if n.kind != "input"
         ]
-        picked = self.logits.gather(1, self.target[:, None])
-        whole = {"layer": "all", "kind": "model", "out": total(picked), "into": total(self.input) + self.constant}
+        whole = {"layer": "all", "kind": "model", "out": total(self.seed), "into": total(self.input) + self.constant}
         whole |= {share: sum(row[share] for row in rows) for share in ("bias", "stabiliser")}
         frame = pd.DataFrame([*rows, whole])
         frame["gap"] = frame["out"] - frame["into"] - frame["bias"] - frame["stabiliser"]
@@ -85,8 +84,8 @@ def explain(
         Classifier in eval mode with raw logits (N, classes) as output. It is not changed.
     x : Tensor (N, C, ...)
         Batch of inputs, on the device and of the dtype of the model. Not changed; needs no gradient.
-    target : int or int64 Tensor (N,)
-        The class whose logit is explained, for all samples or per sample.
+    target : int, int64 Tensor (N,) or floating Tensor (N, classes)
+        The class whose logit is explained, for all samples or per sample; or a seed, the relevance of each output.
     rules : str or Rule
         ``"epsilon"``, ``"gamma"``, ``"z+"``, ``"alpha-beta"`` or a `Rule` such as ``zsu.rules.Gamma(0.1)``, for
         every layer with weights.
@@ -113,15 +112,14 @@ def explain(
         tape.start(first)
         with tape:
             logits = model(first)
-        target = check_output(logits, target, len(x))
-        picked = logits.gather(1, target[:, None]).sum()
-        grads = torch.autograd.grad(picked, [leaf, *tape.constants], allow_unused=True)
+        weights = output_weights(logits.detach(), target, rule)
+        grads = torch.autograd.grad(logits, [leaf, *tape.constants], weights, allow_unused=True)
     if grads[0] is None:
         raise ZsuError("the output does not depend on the input", where="explain")
     relevance = leaf.detach() * grads[0]
     nodes = finished(tape.nodes, relevance)
     constant = sum(total(t * g) for t, g in zip(tape.constants, grads[1:], strict=True) if g is not None)
-    return Relevance(relevance, logits.detach(), target, nodes, constant)
+    return Relevance(relevance, logits.detach(), logits.detach() * weights, nodes, constant)
 
 
 def finished(nodes: list[Node], relevance: Tensor) -> list[Node]:
@@ -169,17 +167,21 @@ def check_input(model: nn.Module, x: Tensor) -> None:
         raise ZsuError("x contains NaN or infinity", where="x", remedy="clean the input")
 
 
-def check_output(logits: Tensor, target: int | Tensor, n: int) -> Tensor:
-    """The target as (N,) int64, after checks of the output."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != n:
+def output_weights(logits: Tensor, target: int | Tensor, rule: Rule) -> Tensor:
+    """Weights (N, classes) with logits * weights = relevance of the outputs, after checks of output and target."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ZsuError(f"the model's output is {shape}", where="explain", remedy="return logits of shape (N, classes)")
     if not logits.isfinite().all():
         raise ZsuError("the logits are not finite", where="explain", remedy="check the model's parameters for NaN")
+    n, classes = logits.shape
     target = torch.as_tensor(target, device=logits.device)
+    if target.is_floating_point() and target.shape == logits.shape and target.isfinite().all():
+        return target / stabilised(logits, rule.epsilon)
     if target.is_floating_point() or target.dtype == torch.bool or target.dim() > 1 or target.numel() not in (1, n):
-        raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy="pass a class or (N,)")
-    classes = logits.shape[1]
+        remedy = "pass a class, classes (N,), or a finite floating seed (N, classes)"
+        raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy=remedy)
     if target.min() < 0 or target.max() >= classes:
-        raise ZsuError(f"class {int(target.max())} of {classes}", where="target", remedy=f"use 0 to {classes - 1}")
-    return target.long().expand(n)
+        wrong = target.min() if target.min() < 0 else target.max()
+        raise ZsuError(f"class {int(wrong)} of {classes}", where="target", remedy=f"use 0 to {classes - 1}")
+    return torch.zeros_like(logits).scatter_(1, target.long().expand(n)[:, None], 1.0)

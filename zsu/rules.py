@@ -84,10 +84,13 @@ class Gamma(Rule):
         for on, (toward, against) in zip((z > 0, z < 0), favoured, strict=True):
             portion = torch.where(on, R, 0)
             if portion.any():  # below a ReLU no relevance arrives where z < 0
-                yield portion, [
-                    ("+", w + self.gamma * toward(w), None if b is None else b + self.gamma * toward(b)),
-                    ("-", w + self.gamma * against(w), None),
-                ]
+                yield (
+                    portion,
+                    [
+                        ("+", w + self.gamma * toward(w), None if b is None else b + self.gamma * toward(b)),
+                        ("-", w + self.gamma * against(w), None),
+                    ],
+                )
 
 
 @dataclass(frozen=True)

@@ -190,10 +190,10 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
         parts = [part_of(x, part, layer.nonnegative) for part, _, _ in terms]
         plain = len(terms) == 1 and terms[0][1] is layer.w and parts[0] is x
         zr = z if plain else sum(op.forward(p, w, b) for p, (_, w, b) in zip(parts, terms, strict=True))
-        stabiliser = torch.full_like(zr, max(layer.rule.epsilon, torch.finfo(zr.dtype).tiny)).copysign_(zr)
-        c = portion / (zr + stabiliser)
-        node.stabiliser += total(c * stabiliser)
-        for p, (part, w, b) in zip(parts, terms, strict=True):
+        denominator = stabilised(zr, layer.rule.epsilon)
+        c = portion / denominator
+        node.stabiliser += total(c * (denominator - zr))
+        for p, (_, w, b) in zip(parts, terms, strict=True):
             gp, gw = op.backward(c, p, w, layer.edges)
             if p is not x:
                 gp = gp * (p != 0)
@@ -213,6 +213,12 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
     node.edges = [edges] if layer.edges else []
     layer.x = layer.z = None
     return gx
+
+
+def stabilised(z: Tensor, epsilon: float) -> Tensor:
+    """z + sign(z) epsilon with sign(0) = 1, never 0 in z's dtype."""
+    epsilon = max(epsilon, torch.finfo(z.dtype).tiny)
+    return z + torch.where(z < 0, -epsilon, epsilon)
 
 
 def part_of(x: Tensor, part: str, nonnegative: bool) -> Tensor:
@@ -315,7 +321,7 @@ class Tape(TorchFunctionMode):
     # -- weighted layers
 
     def convolution(self, func, name, input, weight, bias=None, stride=1, padding=0, *rest, **kwargs):
-        dim = (CONV.get(name) or CONV_TRANSPOSE[name])
+        dim = CONV.get(name) or CONV_TRANSPOSE[name]
         transposed = name in CONV_TRANSPOSE
         keys = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
         options = {"dilation": 1, "groups": 1, "output_padding": 0} | dict(zip(keys, rest, strict=False)) | kwargs
@@ -323,7 +329,7 @@ class Tape(TorchFunctionMode):
         wanted = weight.shape[0] if transposed else weight.shape[1] * groups
         where = self.where(weight, name)
         if input.dim() != dim + 2 or input.shape[1] != wanted:
-            shape = ", ".join(["N", str(wanted), "D", "H", "W"][: 2] + ["D", "H", "W"][-dim:])
+            shape = ", ".join(["N", str(wanted), "D", "H", "W"][:2] + ["D", "H", "W"][-dim:])
             raise ZsuError(
                 f"its input has shape {tuple(input.shape)}, it wants ({shape})",
                 where=where,
@@ -389,7 +395,8 @@ class Tape(TorchFunctionMode):
             with torch.no_grad():
                 return func(*args, **kwargs)
         except RuntimeError as error:
-            raise ZsuError(str(error).splitlines()[0], where=where, remedy="give images of the model's dtype, device and size")
+            remedy = "give images of the model's dtype, device and size"
+            raise ZsuError(str(error).splitlines()[0], where=where, remedy=remedy) from error
 
     def weighted(self, kind, op, x, w, b, value, name=None, like=None) -> Tensor:
         origin = self.origins[x]
@@ -426,8 +433,10 @@ class Tape(TorchFunctionMode):
         node = Node("add", "add", sources=[of_a.sources, of_b.sources])
         self.nodes.append(node)
         out = Addition.apply(a, b, node, in_place)
-        known = of_a.sources is not None and of_b.sources is not None and all(
-            s.group == 1 for s in (*of_a.sources, *of_b.sources)
+        known = (
+            of_a.sources is not None
+            and of_b.sources is not None
+            and all(s.group == 1 for s in (*of_a.sources, *of_b.sources))
         )
         sources = (Source(len(self.nodes) - 1, out.shape[1]),) if known else None
         self.origins[out] = Origin(sources, of_a.nonnegative and of_b.nonnegative)

@@ -1,0 +1,143 @@
+"""audit(): one row a model, and the same for the models retrained without the class."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from ..data import class_index
+from ..errors import ZsuError
+from ..forgetting import Forgotten
+from .utility import accuracy, jensen_shannon, predict
+
+
+def audit(
+    original: nn.Module,
+    forgotten: Mapping[str, Forgotten | nn.Module],
+    train: Dataset,
+    test: Dataset,
+    target: int | str,
+    references: Sequence[nn.Module] = (),
+    *,
+    retrain_seconds: float | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """What was forgotten, and at what price, beside models retrained without the class.
+
+    Parameters
+    ----------
+    original : nn.Module
+        The model before.
+    forgotten : mapping of str to Forgotten or nn.Module
+        Edited models by the name of their row, controls among them.
+    train, test : Dataset
+        Train and test data. Leave the samples that the edit saw out of `test` (`zsu.data.without_samples`).
+    target : int or str
+        The class forgotten, by index or name.
+    references : sequence of nn.Module
+        Models retrained from scratch without the class, under different seeds.
+    retrain_seconds : float, optional
+        Time of one retraining, for the row "retrain".
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Rows "original", "retrain" (mean of the references) and those of `forgotten`; columns
+
+        * ``at_test, ag_test, at_train, ag_train``: accuracy on the forgotten class and on all others. Ideal: as
+          "retrain". Blind spot: a constant for the class's logit reaches it too.
+        * ``js_forget, js_retained``: mean Jensen-Shannon divergence (nats) of the test outputs to those of each
+          reference, on the forgotten class and on the others. In the row "retrain": the mean over pairs of
+          references, the *null* that no model should be expected to beat.
+        * ``js_forget_ratio``: js_forget divided by the null.
+        * ``seconds, weights_changed``: of the edit.
+
+        NaN where there is nothing to compare with: without references, or with one only for the null.
+
+    Raises
+    ------
+    ZsuError
+        No sample of the class, or none of another, in a data set; unknown class; a name used twice; a model that
+        does not fit the data.
+    """
+    target = class_index(test, target)
+    if {"original", "retrain"} & set(forgotten):
+        raise ZsuError("'original' and 'retrain' are rows of the table already", where="audit", remedy="rename")
+    models = {"original": original} | {name: getattr(f, "model", f) for name, f in forgotten.items()}
+    bar = tqdm(total=2 * (len(models) + len(references)), desc="audit", unit="model", disable=not progress)
+    with bar:
+        at_test = [outputs(m, test, target, bar) for m in references]
+        at_train = [outputs(m, train, target, bar) for m in references]
+        rows = {"original": {}, "retrain": {}}
+        for name, model in models.items():
+            p = outputs(model, test, target, bar)
+            rows[name] = utility([p], [outputs(model, train, target, bar)])
+            for part in ("forget", "retained"):
+                divergences = [jensen_shannon(p[part][0], r[part][0]) for r in at_test]
+                rows[name][f"js_{part}"] = mean(divergences)
+    rows["retrain"] = utility(at_test, at_train)
+    for part in ("forget", "retained"):
+        pairs = itertools.combinations(at_test, 2)
+        rows["retrain"][f"js_{part}"] = mean([jensen_shannon(a[part][0], b[part][0]) for a, b in pairs])
+    frame = pd.DataFrame.from_dict(rows, orient="index")
+    frame.index.name = "model"
+    frame["js_forget_ratio"] = frame["js_forget"] / frame.loc["retrain", "js_forget"]
+    patches = {name: f.patch for name, f in forgotten.items() if isinstance(f, Forgotten)}
+    seconds = {name: float(p.metadata["seconds"]) for name, p in patches.items()} | {"retrain": retrain_seconds}
+    frame["seconds"] = frame.index.map(seconds).astype(float)
+    frame["weights_changed"] = frame.index.map({n: p.weights_changed for n, p in patches.items()}).astype(float)
+    return frame
+
+
+def outputs(model: nn.Module, dataset: Dataset, target: int, bar: tqdm) -> dict[str, tuple[Tensor, Tensor]]:
+    """(softmax outputs, labels) of the forgotten class and of the others."""
+    p, y = predict(model, dataset)
+    bar.update()
+    forget = y == target
+    if not forget.any() or forget.all():
+        histogram = dict(enumerate(torch.bincount(y, minlength=p.shape[1]).tolist()))
+        raise ZsuError(
+            f"class {target} needs samples of it and of others; samples per class: {histogram}", where="audit"
+        )
+    return {"forget": (p[forget], y[forget]), "retained": (p[~forget], y[~forget])}
+
+
+def utility(test: list[dict], train: list[dict]) -> dict[str, float]:
+    """At and Ag on test and train, the mean over models."""
+    return {
+        f"{short}_{split}": mean([accuracy(*o[part]) for o in runs])
+        for split, runs in (("test", test), ("train", train))
+        for short, part in (("at", "forget"), ("ag", "retained"))
+    }
+
+
+def mean(values: list[float]) -> float:
+    """Mean; NaN of nothing."""
+    return float(np.mean(values)) if values else float("nan")
+
+
+def table(frame: pd.DataFrame) -> str:
+    """The audit as plain text: n/a for what could not be compared, the null below."""
+    shown = frame.rename(columns=lambda c: c.replace("_", " "))
+    formats = {
+        c: (lambda v: "n/a" if np.isnan(v) else f"{v:,.0f}")
+        if c == "weights changed"
+        else (lambda v: "n/a" if np.isnan(v) else f"{v:.3f}")
+        for c in shown.columns
+    }
+    text = shown.to_string(formatters=formats, index_names=False)
+    null = frame.loc["retrain", "js_forget"]
+    note = "n/a: needs two models retrained without the class" if np.isnan(null) else f"{null:.3f} nats"
+    return (
+        f"{text}\n\nAt, Ag: accuracy on the forgotten class and on the others. JS: divergence from retrained models, in nats."
+        f"\nNull (retrain against retrain) on the forgotten class: {note}."
+    )

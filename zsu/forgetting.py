@@ -1,0 +1,321 @@
+"""forget(): remove one class from a trained classifier, from a few unseen samples of it."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from .errors import ZsuError
+from .graph import PathGraph, build_graph
+from .paths import Paths, find_paths
+from .perturb import Change, Patch, Selection, model_hash, perturb
+from .relevance import Relevance, explain
+from .tape import Node
+
+METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
+MASKED_LOGIT = -1e4  # small enough for probability 0 in float16, float32 and float64
+
+
+class Forgotten(NamedTuple):
+    """What `forget` returns.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The edited copy.
+    patch : Patch
+        The edit; ``patch.revert(model)`` gives the original back bit for bit.
+    cut : pandas.DataFrame
+        What was perturbed, one row each: layer, channel, source (the source channel of a cut edge; <NA> where the
+        whole neuron was perturbed).
+    """
+
+    model: nn.Module
+    patch: Patch
+    cut: pd.DataFrame
+
+
+def forget(
+    model: nn.Module,
+    x: Tensor,
+    target: int,
+    method: str = "paths",
+    perturbation: str = "zero",
+    *,
+    k: int | None = None,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Forgotten:
+    """Make a copy of the model forget a class, from a few samples of it that it was not trained on.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Classifier in eval mode with logits (N, classes) as output; it is not changed.
+    x : Tensor (N, C, H, W)
+        Samples of the class, of the dtype and on the device of the model.
+    target : int
+        Index of the class to forget.
+    method : str
+        * ``"paths"``: cut edges of the most probable paths, those that serve this class more than all others
+          together, on the fewest paths that bring the class to chance on every sample.
+        * ``"lra-npp"``: in every weighted layer but the last, perturb the incoming weights of the neurons that are
+          most often among a sample's k most relevant (Chang et al. 2024, as described in the paper).
+        * ``"head-npp"``: the same at the input of the last layer only, for the *predicted* class; the 2 k most
+          frequent neurons lose their columns of the head (what the authors' public code does for ResNets).
+        * ``"mask"``: control; the class's logit becomes a constant far below all others.
+        * ``"random"``: control; as many random neurons per layer as ``"lra-npp"`` takes.
+    perturbation : {"zero", "gaussian", "laplace"}
+        See `zsu.perturb.perturb`; ``"mask"`` knows only zero.
+    k : int, optional
+        ``"paths"``: search among that many paths (default 10,000). Else: neurons per sample and layer (default a
+        tenth of the layer).
+    scale : float
+        Of the noise, in standard deviations of the weight tensor.
+    seed : int
+        Of the noise and of the random control.
+
+    Returns
+    -------
+    Forgotten
+
+    Raises
+    ------
+    ZsuError
+        Unknown method or perturbation, k < 1 or more neurons than a layer has, and what `explain` refuses.
+
+    Warns
+    -----
+    UserWarning
+        The model recognises none of the samples as the class; or ``"paths"`` did not reach chance, and why.
+    """
+    if method not in METHODS:
+        raise ZsuError(f"unknown method {method!r}", where="forget", remedy=f"use one of {', '.join(METHODS)}")
+    if k is not None and (isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1):
+        raise ZsuError(f"k is {k!r}", where="forget", remedy="use an integer of at least 1")
+    if method == "mask" and perturbation != "zero":
+        raise ZsuError("the mask adds no noise", where="forget", remedy="leave perturbation at 'zero'")
+    started = time.perf_counter()
+    relevance = explain(model, x, target)
+    if not (relevance.logits.argmax(1) == target).any():
+        warnings.warn(f"the model takes none of the {len(x)} samples for class {target}", stacklevel=2)
+    noise = {"perturbation": perturbation, "scale": scale, "seed": seed}
+    if method == "paths":
+        patch, cut = cut_paths(model, x, target, relevance, k or 10_000, noise)
+    elif method == "mask":
+        patch, cut = mask(model, relevance, target)
+    else:
+        neurons = {"lra-npp": frequent_neurons, "random": random_neurons, "head-npp": head_neurons}[method]
+        cut, selection = neurons(model, x, relevance, k, seed)
+        patch = perturb(model, selection, **noise)
+    edited = patch.apply(copy.deepcopy(model))
+    patch.metadata |= {
+        "target": str(target),
+        "method": method,
+        "samples": str(len(x)),
+        "seconds": f"{time.perf_counter() - started:.4f}",
+        "parent": model_hash(model),
+        "torch": torch.__version__,
+    }
+    return Forgotten(edited, patch, cut)
+
+
+# --- paths ----------------------------------------------------------------------------------------------------
+
+
+def cut_paths(
+    model: nn.Module, x: Tensor, target: int, relevance: Relevance, k: int, noise: dict
+) -> tuple[Patch, pd.DataFrame]:
+    """The fewest paths, in order of probability, whose class-specific edges bring the class to chance on x.
+
+    Flows are those of the z+ rule from a relevance of 1 at each logit, so that every class counts alike, whatever the
+    size and sign of its logit.
+    """
+    one = torch.zeros_like(relevance.logits)
+    one[:, target] = 1
+    own, others = (explain(model, x, seed, "z+") for seed in (one, 1 - one))
+    edges = specific_edges(find_paths(own, k), build_graph(others), relevance.logits.shape[1] - 1)
+    blocks = list(weight_blocks(model, relevance, edges))
+    if not blocks:
+        raise ZsuError("no edge serves this class more than the others", where="forget", remedy="use another method")
+    chance = 1 / relevance.logits.shape[1]
+    trial = copy.deepcopy(model)
+
+    def worst(n: int) -> tuple[float, Patch]:
+        """Largest probability of the class on the samples when the first n paths are cut."""
+        patch = perturb(model, joined((name, flat[path < n]) for name, path, flat in blocks), **noise)
+        patch.apply(trial)
+        with torch.no_grad():
+            p = float(trial(x).softmax(1)[:, target].max())
+        patch.revert(trial)
+        return p, patch
+
+    low, high = 0, int(edges["path"].max()) + 1  # cutting `low` paths is too little, cutting `high` is enough
+    p, patch = worst(high)
+    if p > chance:
+        warnings.warn(
+            f"with all of {high} paths cut the class keeps a probability of up to {p:.3f} on the samples "
+            f"(chance is {chance:.3f}); a larger k may help",
+            stacklevel=3,
+        )
+        low = high
+    while high - low > 1:
+        middle = (low + high) // 2
+        p, fewer = worst(middle)
+        if p > chance:
+            low = middle
+        else:
+            high, patch = middle, fewer
+    patch.metadata["paths"] = str(high)
+    used = edges[(edges["path"] < high) & edges["layer"].isin(n.name for n in relevance.layers if n.weight)]
+    return patch, used[["layer", "channel", "source"]].reset_index(drop=True)
+
+
+def specific_edges(paths: Paths, others: PathGraph, n_others: int) -> pd.DataFrame:
+    """Edges of the paths that carry more of this class's flow than of all n other classes' together.
+
+    Columns: path (the first that uses the edge), target and node (the edge's ends, numbered as in the graph), number
+    and name (`layer`) of the target's layer, number of the source's layer (`below`), channel and source (the ends
+    within their layers).
+    """
+    graph = paths.graph
+    target, source = paths.nodes[:, :-1].ravel(), paths.nodes[:, 1:].ravel()  # (k, L - 1) -> (k (L - 1),)
+    path = np.repeat(np.arange(len(paths)), paths.nodes.shape[1] - 1)
+    frame = pd.DataFrame({"path": path, "target": target, "node": source})[source >= 0]
+    frame = frame.drop_duplicates(["target", "node"])
+    index = graph.edge_index(frame["target"].to_numpy(), frame["node"].to_numpy())
+    frame = frame[graph.flow()[index] > n_others * others.flow()[index]]
+    number, below = (np.searchsorted(graph.first, frame[c], side="right") - 1 for c in ("target", "node"))
+    return frame.assign(
+        number=number,
+        below=below,
+        layer=np.array(graph.layers)[number],
+        channel=frame["target"] - graph.first[number],
+        source=frame["node"] - graph.first[below],
+    )
+
+
+def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
+    """Yield (parameter, path (n,), flat indices (n, width)) of the edges, by layer and source."""
+    for number, rows in edges.groupby("number"):
+        node = relevance.layers[number]
+        if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
+            continue
+        k, j, *window = model.get_parameter(node.weight).shape
+        size = int(np.prod(window, initial=1))
+        offset = 0
+        for source in node.sources[0]:
+            here = rows[rows["below"] == source.node]
+            if node.groups > 1:
+                column = here["source"] - here["channel"] // (k // node.groups) * j
+            else:
+                column = offset + here["source"] * source.group
+            begin = (here["channel"] * j + column).to_numpy() * size
+            flat = torch.tensor(begin)[:, None] + torch.arange(source.group * size)  # (n, width)
+            yield node.weight, torch.tensor(here["path"].to_numpy()), flat
+            offset += source.channels * source.group
+
+
+def joined(parts: Iterable[tuple[str, Tensor]]) -> Selection:
+    """One tensor of flat indices for each parameter name."""
+    selection: dict[str, list[Tensor]] = {}
+    for name, flat in parts:
+        selection.setdefault(name, []).append(flat.flatten())  # (n, width) -> (n width,)
+    return {name: torch.cat(indices) for name, indices in selection.items()}
+
+
+# --- neurons --------------------------------------------------------------------------------------------------
+
+
+def frequent_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
+    """lra-npp: in each weighted layer below the logits the neurons most often among a sample's k most relevant."""
+    return rows_of(model, ((n, most_frequent(n, k)) for n in hidden_layers(relevance)))
+
+
+def random_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
+    """Control: as many random neurons in each layer."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(node: Node) -> Tensor:
+        return torch.randperm(node.relevance.shape[1], generator=generator)[: len(most_frequent(node, k))]
+
+    return rows_of(model, ((n, draw(n)) for n in hidden_layers(relevance)))
+
+
+def head_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
+    """head-npp: columns of the head that belong to the 2 k neurons most often relevant for the predicted class."""
+    predicted = explain(model, x, relevance.logits.argmax(1), "epsilon")
+    head = predicted.layers[-1]
+    if not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
+        raise ZsuError("its input is not one layer's output", where=head.name, remedy="use another method")
+    (source,) = head.sources[0]
+    below = predicted.layers[source.node]
+    neurons = most_frequent(below, k, keep=2)
+    rows, columns = model.get_parameter(head.weight).shape
+    column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)
+    flat = (torch.arange(rows)[:, None] * columns + column).flatten()  # (rows, n group) -> flat indices
+    cut = pd.DataFrame({"layer": below.name, "channel": neurons.numpy(), "source": pd.NA})
+    return cut, {head.weight: flat}
+
+
+def hidden_layers(relevance: Relevance) -> list[Node]:
+    """Layers with a weight parameter, without the one that computes the logits."""
+    hidden = [n for n in relevance.layers[:-1] if n.weight]
+    for node in hidden:
+        if node.kind.startswith("conv_transpose"):
+            raise ZsuError("neurons of a transposed convolution", where=node.name, remedy="use method='paths'")
+    if not hidden:
+        raise ZsuError("the model has no hidden layer with weights", where="forget", remedy="use method='mask'")
+    return hidden
+
+
+def most_frequent(node: Node, k: int | None, keep: int = 1) -> Tensor:
+    """Of the neurons among the k most (positively) relevant of each sample, the keep * k most frequent. (n,)
+
+    Ties go to the larger relevance over all samples. Default k: a tenth of the layer, at least 1.
+    """
+    relevance = node.relevance.double().cpu()  # (N, K)
+    neurons = relevance.shape[1]
+    k = max(1, round(neurons / 10)) if k is None else k
+    if k > neurons:
+        raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
+    value, index = relevance.topk(k, dim=1)
+    count = torch.bincount(index[value > 0], minlength=neurons)
+    strength = relevance.clamp(min=0).sum(0)
+    rank = count + strength / (strength.sum() + 1) if strength.sum() > 0 else count.double()  # the fraction breaks ties
+    return rank.argsort(descending=True, stable=True)[: min(keep * k, int((count > 0).sum()))]
+
+
+def rows_of(model: nn.Module, chosen: Iterable[tuple[Node, Tensor]]) -> tuple[pd.DataFrame, Selection]:
+    """All incoming weights of the chosen neurons."""
+    cut, parts = [], []
+    for node, neurons in chosen:
+        width = model.get_parameter(node.weight)[0].numel()
+        parts.append((node.weight, neurons[:, None] * width + torch.arange(width)))  # (n, width)
+        cut.append(pd.DataFrame({"layer": node.name, "channel": neurons.numpy(), "source": pd.NA}))
+    return pd.concat(cut, ignore_index=True), joined(parts)
+
+
+# --- the mask -------------------------------------------------------------------------------------------------
+
+
+def mask(model: nn.Module, relevance: Relevance, target: int) -> tuple[Patch, pd.DataFrame]:
+    """The class's row of the head becomes 0 and its bias a constant far below every logit."""
+    head = relevance.layers[-1]
+    parameters = dict(model.named_parameters())
+    bias = f"{head.weight.rpartition('.')[0]}.bias" if head.weight else None
+    if head.kind != "linear" or bias not in parameters:
+        raise ZsuError("the last layer is not a Linear with bias", where=head.name, remedy="use another method")
+    width = parameters[head.weight].shape[1]
+    patch = perturb(model, {head.weight: target * width + torch.arange(width), bias: torch.tensor([target])})
+    change = patch.changes[bias]
+    patch.changes[bias] = Change(change.index, change.old, torch.full_like(change.old, MASKED_LOGIT))
+    return patch, pd.DataFrame({"layer": [head.name], "channel": [target], "source": pd.NA})
