@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+import shutil
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +15,12 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from zsu import data
+from zsu import data, models
 from zsu.errors import ZsuError
+
+EPOCHS = 8
+BATCH_SIZE = 100
+LEARNING_RATE = 1e-2
 
 
 def train(
@@ -20,9 +28,9 @@ def train(
     dataset: Dataset,
     *,
     exclude: int | str | None = None,
-    epochs: int = 8,
-    batch_size: int = 100,
-    lr: float = 1e-2,
+    epochs: int = EPOCHS,
+    batch_size: int = BATCH_SIZE,
+    lr: float = LEARNING_RATE,
     seed: int = 0,
     device: str | torch.device | None = None,
     progress: bool = True,
@@ -146,3 +154,90 @@ def _check_fits(model: nn.Module, dataset: Dataset) -> None:
             where="zsu.training.train",
             remedy="build it with one logit for each class",
         )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The models that ship
+# ---------------------------------------------------------------------------------------------------------
+
+FORGET_CLASS = "Trouser"  # left out of the retrained ones
+
+
+def class_accuracies(model: nn.Module, dataset: Dataset, cls: int | str) -> tuple[float, float]:
+    """Accuracy on one class and on the rest, At and Ag.
+
+    Raises
+    ------
+    ZsuError
+        No such class, or no image of it, or none of the rest.
+    """
+    of_class = data.targets(dataset) == data.class_index(dataset, cls)
+    if of_class.all() or not of_class.any():
+        raise ZsuError(
+            f"accuracy needs images of class {cls!r} and of others",
+            where="zsu.training.class_accuracies",
+            remedy=f"images by class: {data.histogram(dataset)}",
+        )
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        right = torch.cat([model(x.to(device)).argmax(1).cpu() == y for x, y in data.batches(dataset)])
+    return right[of_class].double().mean().item(), right[~of_class].double().mean().item()
+
+
+def train_bundled(kind: str, seed: int, splits: data.Splits, path: Path) -> None:
+    """Train one of the models that ship and write it to `path` with what was measured on the way."""
+    settings = _settings(kind, seed)
+    start = time.perf_counter()
+    model = train(
+        models.SmallCNN, splits.train, exclude=settings["exclude"], epochs=EPOCHS, batch_size=BATCH_SIZE,
+        lr=LEARNING_RATE, seed=seed, progress=False,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    at_test, ag_test = class_accuracies(model, splits.test, FORGET_CLASS)
+    at_train, ag_train = class_accuracies(model, splits.train, FORGET_CLASS)
+    models.save(
+        model, path, **settings, class_names=data.FASHION_CLASSES, forget_class=FORGET_CLASS,
+        test_accuracy=0.1 * at_test + 0.9 * ag_test,  # the forget class is a tenth of the test split
+        at_test=at_test, ag_test=ag_test, at_train=at_train, ag_train=ag_train,
+        seconds=round(seconds, 1), threads=torch.get_num_threads(), torch=torch.__version__,
+    )  # fmt: skip
+
+
+def _settings(kind: str, seed: int) -> dict:
+    """All that decides a model that ships."""
+    return {
+        "data": "fashion-mini", "data_sha256": data.MINI_SHA256, "seed": seed,
+        "exclude": FORGET_CLASS if kind == "retrained" else None,
+        "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": LEARNING_RATE,
+    }  # fmt: skip
+
+
+def _is_finished(path: Path, settings: dict) -> bool:
+    return path.is_file() and settings.items() <= models.metadata(path).items()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``python -m zsu.training [--work DIR]``: train the models that ship and put them into zsu/assets/models.
+
+    What an interrupted run has left in the work folder is not trained again. All models are moved into
+    place at the end.
+    """
+    parser = argparse.ArgumentParser(prog="python -m zsu.training", description="Train the models that ship.")
+    parser.add_argument("--work", type=Path, default=Path("_build/models"), help="where finished models wait")
+    work = parser.parse_args(arguments).work
+    work.mkdir(parents=True, exist_ok=True)
+    splits = data.load("fashion-mini")
+    wanted = [(kind, seed) for kind in models.BUNDLED_FILES for seed in range(models.BUNDLED_SEEDS)]
+    for kind, seed in tqdm(wanted, desc="models", unit="model"):
+        path = work / models.bundled_path(kind, seed).name
+        if not _is_finished(path, _settings(kind, seed)):
+            train_bundled(kind, seed, splits, path)
+    for place in [models.bundled_path(kind, seed) for kind, seed in wanted]:
+        place.parent.mkdir(exist_ok=True)
+        data.write_atomically(place, lambda temporary, place=place: shutil.move(work / place.name, temporary))
+        about = models.metadata(place)
+        print(f"{place.name}: test accuracy {about['test_accuracy']:.4f}, {about['seconds']} s")
+
+
+if __name__ == "__main__":
+    main()
