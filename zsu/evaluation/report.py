@@ -138,6 +138,7 @@ def table(frame: pd.DataFrame) -> str:
     null = frame.loc["retrain", "js_forget"]
     note = "n/a: needs two models retrained without the class" if np.isnan(null) else f"{null:.3f} nats"
     return (
-        f"{text}\n\nAt, Ag: accuracy on the forgotten class and on the others. JS: divergence from retrained models, in nats."
-        f"\nNull (retrain against retrain) on the forgotten class: {note}."
+        f"{text}\n\nAt, Ag: accuracy on the forgotten class and on the others. "
+        f"JS: divergence from retrained models, in nats.\n"
+        f"Null (retrain against retrain) on the forgotten class: {note}."
     )

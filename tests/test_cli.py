@@ -1,0 +1,144 @@
+"""The command line: what it prints and writes, and that bad input ends in one line and exit code 2."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zsu import cli, models
+from zsu.perturb import Patch
+
+
+def run(capsys, *words: str) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error of `zsu WORDS`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["zsu", *words])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+def refused(capsys, *words: str) -> str:
+    """The one line that bad input gets."""
+    code, out, err = run(capsys, *words)
+    assert code == 2
+    assert out == ""
+    assert err.startswith("zsu: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 16 x 16 pictures, as real PNG files: bright above, or bright below."""
+    rng = np.random.default_rng(0)
+    for split, n in (("train", 40), ("test", 12)):
+        for cls in ("up", "down"):
+            (tmp_path / "images" / split / cls).mkdir(parents=True)
+            for i in range(n):
+                picture = rng.integers(0, 80, (16, 16, 3), dtype=np.uint8)
+                picture[:8] += np.uint8(150) * (cls == "up")
+                picture[8:] += np.uint8(150) * (cls == "down")
+                Image.fromarray(picture).save(tmp_path / "images" / split / cls / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_forget_then_audit(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "forget", "--class", "trouser")
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[1:8]] == [
+        "original", "retrain", "paths", "lra-npp", "head-npp", "mask", "random",
+    ]  # fmt: skip
+    assert "audit" in err  # the progress bar
+    file = tmp_path / "forget-trouser-paths.safetensors"
+    assert Patch.load(file).metadata["class"] == "Trouser"
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
+    code, again, _ = run(capsys, "audit", "--class", "1", "--patch", str(file))
+    assert code == 0
+    shown = [line.split() for line in again.splitlines()]
+    assert shown[3] == lines[3].split()  # the row "paths" is the same
+
+
+def test_train_and_forget_ones_own_images(capsys, folder, tmp_path):
+    for name, extra in (("full", []), ("reference/a", ["--exclude", "up"]), ("reference/b", ["--exclude", "UP"])):
+        (tmp_path / "reference").mkdir(exist_ok=True)
+        words = [
+            "--data",
+            str(folder),
+            "--size",
+            "16",
+            "--epochs",
+            "30",
+            "--out",
+            str(tmp_path / f"{name}.safetensors"),
+        ]
+        code, out, _ = run(capsys, "train", *words, *extra)
+        assert code == 0
+        assert "test accuracy" in out
+    assert models.metadata(tmp_path / "full.safetensors")["class_names"] == ["down", "up"]
+    code, out, _ = run(
+        capsys, "forget", "--class", "up", "--model", str(tmp_path / "full.safetensors"), "--data", str(folder),
+        "--size", "16", "--samples", "6", "--out", str(tmp_path / "patch.safetensors"), "--method", "mask",
+        "--references", str(tmp_path / "reference"),
+    )  # fmt: skip
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:8]}
+    assert float(rows["original"][0]) == 1.0
+    assert float(rows["mask"][0]) == 0.0
+
+
+def test_data_says_what_is_there(capsys):
+    code, out, _ = run(capsys, "data")
+    assert code == 0
+    assert "12,000 train, 2,000 test" in out
+    assert "Trouser" in out
+
+
+@pytest.mark.parametrize("command", ["forget", "audit", "train", "data"])
+def test_help_has_an_example(capsys, command):
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"Example: zsu {command}" in out
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(capsys, tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert "Trouser" in refused(capsys, "forget", "--class", "hat")
+    assert "lra-npp" in refused(capsys, "forget", "--class", "Trouser", "--method", "magic")
+    assert "at least 1" in refused(capsys, "forget", "--class", "Trouser", "--k", "0")
+    assert "nowhere.pt" in refused(capsys, "forget", "--class", "Trouser", "--model", "nowhere.pt")
+    assert "--class" in refused(capsys, "forget")
+    assert "fashion-mini" in refused(capsys, "data", "no-such-data")
+    assert "writable" in refused(capsys, "train", "--out", str(folder / "train" / "up" / "0.png" / "x.safetensors"))
+    assert "writable" in refused(
+        capsys, "forget", "--class", "Trouser", "--out", str(folder / "train" / "up" / "0.png" / "x.safetensors")
+    )
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_checkpoints_that_are_refused(capsys, tmp_path):
+    pickled, truncated, other = tmp_path / "whole.pt", tmp_path / "cut.safetensors", tmp_path / "other.pt"
+    torch.save(torch.nn.Linear(2, 2), pickled)
+    truncated.write_bytes(models.bundled_path("original").read_bytes()[:1000])
+    torch.save(torch.nn.Linear(2, 2).state_dict(), other)
+    for file in (pickled, truncated, other):
+        assert str(file) in refused(capsys, "forget", "--class", "Trouser", "--model", str(file))
+
+
+def test_one_class_only(capsys, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split / "cat").mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / split / "cat" / "0.png")
+    assert "one class" in refused(capsys, "data", str(tmp_path))
+
+
+def test_the_installed_command_runs():
+    shown = subprocess.run([sys.executable, "-m", "zsu", "--help"], capture_output=True, text=True, check=True)
+    assert "forget" in shown.stdout

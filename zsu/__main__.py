@@ -1,0 +1,5 @@
+"""`python -m zsu` is the command `zsu`."""
+
+from .cli import main
+
+main()

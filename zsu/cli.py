@@ -1,0 +1,235 @@
+"""The command `zsu`: forget, audit, train, data. Bad input ends in one line and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .errors import ZsuError
+
+if TYPE_CHECKING:  # torch takes seconds to import, which `zsu --help` need not wait for
+    from torch import nn
+
+    from .data import Splits
+
+GREY = {"fashion-mini", "fashion-mnist", "mnist"}
+
+app = typer.Typer(
+    help="Make a trained image classifier forget a class, and check what it forgot.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Class = Annotated[str, typer.Option("--class", help="Class to forget, by name or index.")]
+Model = Annotated[Path | None, typer.Option(help="Checkpoint (.safetensors, .pt). Default: the bundled small CNN.")]
+Arch = Annotated[str | None, typer.Option(help="small-cnn or a torchvision model; default: as the checkpoint says.")]
+Data = Annotated[str, typer.Option(help="Data set by name, or a folder with train/CLASS/* and test/CLASS/*.")]
+Root = Annotated[str, typer.Option(help="Where torchvision keeps, and downloads, its data sets.")]
+Size = Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE pixels.")]
+Samples = Annotated[int, typer.Option(help="Unseen samples of the class that the edit may look at.")]
+Seed = Annotated[int, typer.Option(help="Which samples, which noise.")]
+References = Annotated[
+    Path | None, typer.Option(help="Folder of checkpoints retrained without the class. Bundled for Trouser.")
+]
+Trusted = Annotated[bool, typer.Option(help="Read checkpoints with pickled code: they can run anything. Only yours.")]
+
+
+@app.command(epilog="Example: zsu forget --class Trouser --method paths --out forgotten.safetensors")
+def forget(
+    cls: Class,
+    method: Annotated[str, typer.Option(help="paths, lra-npp, head-npp, mask or random.")] = "paths",
+    perturbation: Annotated[str, typer.Option(help="zero, gaussian or laplace.")] = "zero",
+    k: Annotated[int | None, typer.Option(help="Paths to search; for other methods neurons per layer.")] = None,
+    samples: Samples = 36,
+    seed: Seed = 0,
+    model: Model = None,
+    arch: Arch = None,
+    data: Data = "fashion-mini",
+    root: Root = "data",
+    size: Size = None,
+    references: References = None,
+    trusted: Trusted = False,
+    out: Annotated[Path | None, typer.Option(help="Patch file. Default: forget-CLASS-METHOD.safetensors")] = None,
+):
+    """Forget one class: write the patch, and audit it beside the other methods and the controls."""
+    from . import data as zsu_data
+    from .evaluation import audit as run_audit
+    from .evaluation import table
+    from .forgetting import METHODS
+    from .forgetting import forget as run_forget
+
+    network, splits = prepare(model, arch, data, root, size, trusted)
+    target = zsu_data.class_index(splits.test, cls)
+    name = zsu_data.classes(splits.test)[target]
+    x = zsu_data.samples(splits.test, target, samples, seed)
+    like = next(network.parameters())
+    x = x.to(like.device, like.dtype)
+    chosen = run_forget(network, x, target, method, perturbation, k=k, seed=seed)
+    out = out or Path(f"forget-{slug(name)}-{method}.safetensors")
+    chosen.patch.metadata["class"] = name
+    chosen.patch.save(out)
+    rows = {method: chosen}
+    for other in METHODS:
+        if other != method:
+            rows[other] = run_forget(network, x, target, other, seed=seed)
+    held_out = zsu_data.without_samples(splits.test, target, samples, seed)
+    retrained = retrained_models(references, model, data, name, arch, trusted)
+    print(table(run_audit(network, rows, splits.train, held_out, target, retrained)))
+    print(f"\n{name}: {chosen.patch.weights_changed:,} weights changed by {method!r}; patch written to {out}")
+
+
+@app.command(epilog="Example: zsu audit --class Trouser --patch forgotten.safetensors")
+def audit(
+    cls: Class,
+    patch: Annotated[Path, typer.Option(help="Patch that `zsu forget` wrote for this model.")],
+    samples: Samples = 36,
+    seed: Seed = 0,
+    model: Model = None,
+    arch: Arch = None,
+    data: Data = "fashion-mini",
+    root: Root = "data",
+    size: Size = None,
+    references: References = None,
+    trusted: Trusted = False,
+):
+    """Audit a patch. Give the --samples and --seed of `zsu forget`, so that the test leaves those images out."""
+    import copy
+
+    from . import data as zsu_data
+    from .evaluation import audit as run_audit
+    from .evaluation import table
+    from .forgetting import Forgotten
+    from .perturb import Patch
+
+    network, splits = prepare(model, arch, data, root, size, trusted)
+    target = zsu_data.class_index(splits.test, cls)
+    name = zsu_data.classes(splits.test)[target]
+    loaded = Patch.load(patch)
+    edited = loaded.apply(copy.deepcopy(network))
+    row = {loaded.metadata.get("method", patch.stem): Forgotten(edited, loaded, None)}
+    held_out = zsu_data.without_samples(splits.test, target, samples, seed)
+    retrained = retrained_models(references, model, data, name, arch, trusted)
+    print(table(run_audit(network, row, splits.train, held_out, target, retrained)))
+
+
+@app.command(
+    epilog="Example: zsu train --data my-images --size 64 --arch resnet18 --exclude cat --out retrained.safetensors"
+)
+def train(
+    out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
+    arch: Annotated[str, typer.Option(help="small-cnn or a torchvision model.")] = "small-cnn",
+    exclude: Annotated[str | None, typer.Option(help="Class to leave out: a reference for forgetting it.")] = None,
+    data: Data = "fashion-mini",
+    root: Root = "data",
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Initial weights and order of the images.")] = 0,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: the course's.")] = None,
+):
+    """Train a model from scratch, with or without a class."""
+    from . import data as zsu_data
+    from . import models, training
+    from .evaluation import accuracy, predict
+
+    channels = 1 if arch == "small-cnn" and data.casefold() in GREY else 3
+    splits = zsu_data.load(data, root, transform=transform(data, channels, size))
+    names = zsu_data.classes(splits.train)
+    if exclude is not None:
+        exclude = zsu_data.class_index(splits.train, exclude)
+    settings = {"seed": seed, "epochs": epochs or training.EPOCHS}
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ZsuError("no writable folder", where=str(out.parent), remedy="choose another --out")
+    network = training.train(
+        lambda: models.build(arch, len(names), channels), splits.train, exclude=exclude, **settings
+    )
+    found = accuracy(*predict(network, splits.test))
+    about = {"arch": arch, "classes": len(names), "channels": channels, "class_names": names, "exclude": exclude}
+    models.save(network, out, **about, **settings, test_accuracy=found)
+    print(f"test accuracy {found:.3f}; written to {out}")
+
+
+@app.command(epilog="Example: zsu data mnist --root ~/data")
+def data(
+    name: Annotated[str, typer.Argument(help="Data set by name, or a folder.")] = "fashion-mini",
+    root: Root = "data",
+):
+    """Say what is in a data set: image shape, classes, images per class. Downloads it where it is missing."""
+    import torch
+
+    from . import data as zsu_data
+
+    splits = zsu_data.load(name, root)
+    print(f"{name}: images {tuple(splits.test[0][0].shape)}, {len(splits.train):,} train, {len(splits.test):,} test")
+    counts = [torch.bincount(zsu_data.targets(part)).tolist() for part in splits]
+    for index, label in enumerate(zsu_data.classes(splits.train)):
+        print(f"{index:>4}  {label:<20} {counts[0][index]:>7,} train {counts[1][index]:>7,} test")
+
+
+def prepare(
+    model: Path | None, arch: str | None, data: str, root: str, size: int | None, trusted: bool
+) -> tuple[nn.Module, Splits]:
+    """The model, and the data in the shape that it wants."""
+    from . import data as zsu_data
+    from . import models
+
+    if model is None and (arch or data.casefold() != "fashion-mini"):
+        raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
+    network = models.bundled() if model is None else models.load(model, arch, trusted=trusted)
+    channels = next(
+        (p.shape[1] for p in network.parameters() if p.dim() == 4), 3
+    )  # the first convolution's (K, J, h, w)
+    return network, zsu_data.load(data, root, transform=transform(data, channels, size))
+
+
+def transform(data: str, channels: int, size: int | None):
+    """PIL image -> float tensor (channels, size, size) in [0, 1]; None where the data is like that by itself."""
+    from torchvision import transforms as t
+
+    if size is None and channels == (1 if data.casefold() in GREY else 3):
+        return None
+
+    if size is not None and size < 1:
+        raise ZsuError(f"{size} pixels", where="--size", remedy="use a positive number")
+    colour = t.Grayscale() if channels == 1 else t.Lambda(lambda image: image.convert("RGB"))
+    return t.Compose([colour, *([t.Resize((size, size))] if size else []), t.ToTensor()])
+
+
+def retrained_models(
+    folder: Path | None, model: Path | None, data: str, name: str, arch: str | None, trusted: bool
+) -> list[nn.Module]:
+    """References from the folder; the bundled ones for the bundled model and Trouser; none otherwise."""
+    from . import models
+
+    if folder is None:
+        if model is None and name == "Trouser":
+            return [models.bundled("retrained", seed) for seed in range(models.BUNDLED_SEEDS)]
+        print("No models retrained without this class: JS is n/a (see --references).", file=sys.stderr)
+        return []
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth"))
+    if not files:
+        raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu train --exclude CLASS`")
+    return [models.load(file, arch, trusted=trusted) for file in files]
+
+
+def slug(name: str) -> str:
+    """T-shirt/top -> t-shirt-top"""
+    return "-".join("".join(c if c.isalnum() or c == "-" else " " for c in name.lower()).split())
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's own complaints about the command line
+        if not isinstance(error, ZsuError) and usage is None:
+            raise
+        print(f"zsu: {usage() if usage else error}", file=sys.stderr)
+        sys.exit(2)
