@@ -82,11 +82,11 @@ class Images(Dataset):
                 where="Images",
                 remedy="pass a uint8 tensor of shape (N, C, H, W)",
             )
-        if len(data) != len(targets):
-            raise ZsuError(f"{len(data)} images but {len(targets)} labels", where="Images")
         self.data = data
         self.classes = list(classes)
         self.targets = _labels(targets, self.classes)
+        if len(data) != len(self.targets):
+            raise ZsuError(f"{len(data)} images but {len(self.targets)} labels", where="Images")
         self.transform = transform
 
     def __len__(self) -> int:
@@ -136,8 +136,8 @@ def load(
         return _load_mini(transform)
     if name in TORCHVISION:
         return _load_torchvision(name, root, download, transform)
-    if Path(name_or_folder).is_dir():
-        return _load_folder(Path(name_or_folder), transform)
+    if name and Path(str(name_or_folder)).is_dir():
+        return _load_folder(Path(str(name_or_folder)), transform)
     raise ZsuError(
         f"no data set and no folder is called {str(name_or_folder)!r}",
         where="zsu.data.load",
@@ -210,7 +210,7 @@ def _load_folder(folder: Path, transform: Callable | None) -> Splits:
 def _load_split(folder: Path, transform: Callable | None) -> datasets.ImageFolder:
     try:
         return datasets.ImageFolder(folder, transform or transforms.ToTensor(), loader=_open_image)
-    except FileNotFoundError as error:  # no folder, no class folder, or a class folder without images
+    except OSError as error:  # no folder, no class folder, or a class folder without images
         raise ZsuError(
             f"this folder holds no class folders with images ({error})".replace("\n", " "),
             where=str(folder),
@@ -402,8 +402,7 @@ def without_samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0
 
 def _sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torch.Tensor:
     index = class_index(dataset, cls)
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
-        raise ZsuError(f"n={n!r} samples were asked for", where="zsu.data", remedy="pass an integer n >= 1")
+    check_count("n", n)
     members = (targets(dataset) == index).nonzero()[:, 0]  # (M, 1) -> (M,)
     if len(members) < n:
         raise ZsuError(
@@ -431,8 +430,9 @@ def batches(dataset: Dataset, batch_size: int = 500) -> Iterator[tuple[torch.Ten
     Raises
     ------
     ZsuError
-        Images that are no float tensors or that differ in shape.
+        Images that are no float tensors or that differ in shape; `batch_size` < 1.
     """
+    check_count("batch_size", batch_size)
     images = in_memory(dataset)
     if images is None:
         # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
@@ -441,6 +441,12 @@ def batches(dataset: Dataset, batch_size: int = 500) -> Iterator[tuple[torch.Ten
     for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
         if len(y):
             yield x / 255, y
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise unless `value` is an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ZsuError(f"{name} is {value!r}", where="zsu.data", remedy=f"pass an integer {name} >= 1")
 
 
 def in_memory(dataset: Dataset) -> Images | None:
@@ -594,4 +600,7 @@ def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ZsuError as error:
+        raise SystemExit(f"error: {error}") from None

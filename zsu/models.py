@@ -135,11 +135,8 @@ def save(model: nn.Module, path: str | os.PathLike, **about) -> None:
         raise ZsuError(f"the metadata does not fit into JSON ({error})", where="zsu.models.save") from error
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
-    write_atomically(path, lambda temporary: _save_safetensors(tensors, temporary, strings))
-
-
-def _save_safetensors(tensors: dict[str, torch.Tensor], path: Path, strings: dict[str, str]) -> None:
-    path.write_bytes(safetensors.torch.save(tensors, strings))
+    content = safetensors.torch.save(tensors, strings)
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def metadata(path: str | os.PathLike) -> dict:
@@ -222,8 +219,9 @@ def _check_file(path: str | os.PathLike) -> None:
 
 
 def _damaged(path: str | os.PathLike, error: Exception) -> ZsuError:
+    first_line = str(error).partition("\n")[0]
     return ZsuError(
-        f"this is not a complete checkpoint ({type(error).__name__}: {str(error).splitlines()[:1]})",
+        f"this is not a complete checkpoint ({type(error).__name__}: {first_line})",
         where=str(path),
         remedy="fetch or save it again",
     )

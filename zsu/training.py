@@ -69,9 +69,10 @@ def train(
         No data, no image of the excluded class or none besides, a model that does not fit the images or
         the number of classes, a loss that is not finite.
     """
-    for name, value in dict(epochs=epochs, batch_size=batch_size, lr=lr).items():
-        if not value > 0 or (name != "lr" and value != int(value)):
-            raise ZsuError(f"{name}={value!r} is not positive", where="zsu.training.train")
+    data.check_count("epochs", epochs)
+    data.check_count("batch_size", batch_size)
+    if not 0 < lr < math.inf:
+        raise ZsuError(f"the learning rate is {lr!r}", where="zsu.training.train", remedy="pass lr > 0")
     if isinstance(factory, nn.Module) or not callable(factory):
         raise ZsuError(
             f"training starts from a fresh model, but a {type(factory).__name__} was given",
@@ -80,7 +81,7 @@ def train(
         )
     if exclude is not None:
         dataset = _without_class(dataset, exclude)
-    if len(dataset) == 0:
+    if len(data.targets(dataset)) == 0:
         raise ZsuError("there are no images to train on", where="zsu.training.train")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -102,7 +103,9 @@ def _fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: f
             order = torch.randperm(len(dataset), generator=generator)[: steps * batch_size]
             total = 0.0
             for x, y in data.batches(Subset(dataset, order.tolist()), batch_size):
-                loss = F.cross_entropy(model(x.to(device)), y.to(device))
+                output = model(x.to(device))
+                logits = getattr(output, "logits", output)  # Inception and GoogLeNet return more in train mode
+                loss = F.cross_entropy(logits, y.to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -240,4 +243,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ZsuError as error:
+        raise SystemExit(f"error: {error}") from None

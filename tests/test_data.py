@@ -1,0 +1,459 @@
+"""Data sets, samples of a class, batches, and the rebuilding of the bundled file."""
+
+import gzip
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, Subset
+from torchvision import datasets, transforms
+
+from zsu import ZsuError, data
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return data.load()
+
+
+def write_idx(path: Path, array: np.ndarray) -> None:
+    """An IDX file as Zalando and LeCun publish them."""
+    raw = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+def write_idx_folder(folder: Path, ending: str = ".gz", per_class: int = 5) -> dict[str, np.ndarray]:
+    """Four IDX files with `per_class` images of each class; every image is filled with its own number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {}
+    for part in ("train", "t10k"):
+        labels = np.tile(np.arange(10, dtype=np.uint8), per_class)
+        images = np.repeat(np.arange(len(labels), dtype=np.uint8), 28 * 28).reshape(-1, 28, 28)
+        write_idx(folder / f"{part}-images-idx3-ubyte{ending}", images)
+        write_idx(folder / f"{part}-labels-idx1-ubyte{ending}", labels)
+        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images, labels
+    return arrays
+
+
+def write_image(path: Path, value: int, size: int = 8) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((size, size, 3), value, np.uint8)).save(path)
+
+
+def write_image_folder(folder: Path, names=("cat", "dog"), parts=("train", "test")) -> Path:
+    for part in parts:
+        for value, name in enumerate(names):
+            for i in range(3):
+                write_image(folder / part / name / f"{i}.png", 10 * value + i)
+    return folder
+
+
+# The bundled data
+
+
+def test_mini_is_balanced_and_matches_its_checksum(mini):
+    assert data.MINI_FILE.stat().st_size <= 7_000_000
+    for part, per_class in zip(mini, (1200, 200), strict=True):
+        assert part.data.shape == (10 * per_class, 1, 28, 28)
+        assert part.data.dtype == torch.uint8
+        assert torch.bincount(part.targets).tolist() == [per_class] * 10
+        assert part.classes == datasets.FashionMNIST.classes
+    arrays = {}
+    for name, part in zip(("train", "test"), mini, strict=True):
+        arrays[f"{name}_images"] = part.data[:, 0].numpy()
+        arrays[f"{name}_labels"] = part.targets.numpy().astype(np.uint8)
+    assert data.checksum(arrays) == data.MINI_SHA256
+
+
+def test_checksum_sees_every_array(mini):
+    arrays = {name: np.zeros(2, np.uint8) for name in data.MINI_ARRAYS}
+    sums = {data.checksum(arrays)}
+    for name in data.MINI_ARRAYS:
+        sums.add(data.checksum({**arrays, name: np.ones(2, np.uint8)}))
+    assert len(sums) == 5
+
+
+def test_train_and_test_share_no_image(mini):
+    train = {image.numpy().tobytes() for image in mini.train.data}
+    assert len(train) == 12000
+    assert not any(image.numpy().tobytes() in train for image in mini.test.data)
+
+
+def test_items_are_what_torchvisions_totensor_gives(mini):
+    image, label = mini.test[7]
+    assert image.dtype == torch.float32
+    assert type(label) is int
+    pil = Image.fromarray(mini.test.data[7, 0].numpy())
+    assert torch.equal(image, transforms.ToTensor()(pil))
+    resized, same_label = data.load(
+        transform=transforms.Compose([transforms.Resize(16), transforms.ToTensor()])
+    ).test[7]
+    assert resized.shape == (1, 16, 16)
+    assert same_label == label
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\3\4 cut short", b"no archive"])
+def test_damaged_bundled_file_is_one_error(tmp_path, monkeypatch, content):
+    file = tmp_path / "fashion-mini.npz"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setattr(data, "MINI_FILE", file)
+    with pytest.raises(ZsuError, match="fashion-mini.npz.*reinstall"):
+        data.load()
+
+
+def test_changed_bundled_file_is_noticed(tmp_path, monkeypatch):
+    with np.load(data.MINI_FILE) as file:
+        arrays = dict(file)
+    arrays["test_labels"] = np.roll(arrays["test_labels"], 1)
+    np.savez(tmp_path / "fashion-mini.npz", **arrays)
+    monkeypatch.setattr(data, "MINI_FILE", tmp_path / "fashion-mini.npz")
+    with pytest.raises(ZsuError, match="checksum"):
+        data.load()
+
+
+# Rebuilding it
+
+
+@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_build_selects_a_balanced_seeded_part_in_file_order(tmp_path, ending, place):
+    source = write_idx_folder(tmp_path / place, ending)
+    built = data.build_mini(tmp_path, {"train": 3, "test": 2})
+    assert sorted(built) == sorted(data.MINI_ARRAYS)
+    for part, prefix, n in (("train", "train", 3), ("test", "t10k", 2)):
+        numbers = built[f"{part}_images"][:, 0, 0]  # each image carries its number
+        assert np.all(np.diff(numbers.astype(int)) > 0)
+        assert np.array_equal(built[f"{part}_images"], source[f"{prefix}_images"][numbers])
+        assert np.array_equal(built[f"{part}_labels"], source[f"{prefix}_labels"][numbers])
+        assert np.bincount(built[f"{part}_labels"]).tolist() == [n] * 10
+    assert not np.array_equal(built["train_labels"], np.tile(np.arange(10), 3))  # not simply the first
+    again = data.build_mini(tmp_path, {"train": 3, "test": 2})
+    assert data.checksum(built) == data.checksum(again)
+
+
+def test_build_gives_the_bundled_arrays(tmp_path, capsys):
+    if not DEBIAN.is_dir():  # then the command has to say what is missing
+        with pytest.raises(ZsuError, match="dataset-fashion-mnist"):
+            data.build_mini(DEBIAN)
+        return
+    assert data.checksum(data.build_mini(DEBIAN)) == data.MINI_SHA256
+
+
+def test_command_rebuilds_the_file_and_refuses_other_data(tmp_path, monkeypatch):
+    write_idx_folder(tmp_path / "source")
+    monkeypatch.setitem(data.MINI_PER_CLASS, "train", 3)
+    monkeypatch.setitem(data.MINI_PER_CLASS, "test", 2)
+    monkeypatch.setattr(data, "MINI_FILE", tmp_path / "mini.npz")
+    arrays = data.build_mini(tmp_path / "source")
+    with pytest.raises(ZsuError, match="another checksum"):
+        data.main(["--root", str(tmp_path / "source")])
+    assert not (tmp_path / "mini.npz").exists()
+    monkeypatch.setattr(data, "MINI_SHA256", data.checksum(arrays))
+    data.main(["--root", str(tmp_path / "source")])
+    splits = data.load("fashion-mini")
+    assert np.array_equal(splits.train.data[:, 0].numpy(), arrays["train_images"])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mini.npz", "source"]
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # because it was imported above
+def test_command_line_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["zsu.data", "--root", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"error: .*there is no train-images-idx3-ubyte\(.gz\)"):
+        runpy.run_module("zsu.data", run_name="__main__")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0\0\x08", b"\0\0\x08\3" + bytes(12) + b"1", b"no IDX", b"\0\0\x0d\1" + bytes(8)]
+)
+def test_damaged_idx_file_is_one_error(tmp_path, content):
+    write_idx_folder(tmp_path, "")
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
+    with pytest.raises(ZsuError, match="train-images-idx3-ubyte: this is not a complete IDX file"):
+        data.build_mini(tmp_path, {"train": 1, "test": 1})
+
+
+def test_truncated_gzip_is_one_error(tmp_path):
+    write_idx_folder(tmp_path)
+    file = tmp_path / "t10k-labels-idx1-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ZsuError, match="t10k-labels"):
+        data.build_mini(tmp_path, {"train": 1, "test": 1})
+
+
+def test_too_few_images_of_a_class_are_named(tmp_path):
+    write_idx_folder(tmp_path)
+    with pytest.raises(ZsuError, match="class 0 has 5 images, need 6"):
+        data.build_mini(tmp_path, {"train": 6, "test": 1})
+
+
+# torchvision's data sets and folders
+
+
+def test_torchvision_files_are_used_as_they_are(tmp_path):
+    source = write_idx_folder(tmp_path / "FashionMNIST" / "raw", "")
+    splits = data.load("Fashion-MNIST", tmp_path, download=False)
+    assert isinstance(splits.train, data.Images)
+    assert np.array_equal(splits.train.data[:, 0].numpy(), source["train_images"])
+    assert np.array_equal(splits.test.targets.numpy(), source["t10k_labels"])
+    assert splits.test.classes == data.FASHION_CLASSES
+    official = datasets.FashionMNIST(tmp_path, train=False, transform=transforms.ToTensor())
+    assert torch.equal(splits.test[3][0], official[3][0])
+
+
+def test_colour_images_are_turned_to_channels_first():
+    image = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)  # torchvision's CIFAR layout
+    assert torch.equal(data._channels_first(image)[1] / 255, transforms.ToTensor()(image[1]))
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar10", "CIFAR100"])
+def test_missing_files_are_one_error(tmp_path, name):
+    with pytest.raises(ZsuError, match=f"{name.lower()} is not complete.*download=False.*fashion-mini"):
+        data.load(name, tmp_path, download=False)
+
+
+def test_impossible_download_is_one_error(tmp_path):
+    (tmp_path / "file").write_text("where the folder should be")
+    with pytest.raises(ZsuError, match="the download failed"):
+        data.load("mnist", tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", ["imagenet", "", None, 3])
+def test_unknown_name_lists_the_known(name):
+    with pytest.raises(ZsuError, match="fashion-mini, fashion-mnist, mnist, cifar10, cifar100"):
+        data.load(name)
+
+
+def test_name_in_capitals(mini):
+    assert torch.equal(data.load("Fashion-Mini").test.data, mini.test.data)
+
+
+@pytest.mark.parametrize("test_part", ["test", "val"])
+def test_folder(tmp_path, test_part):
+    splits = data.load(write_image_folder(tmp_path, parts=("train", test_part)))
+    assert splits.test.classes == ["cat", "dog"]
+    assert data.targets(splits.train).tolist() == [0, 0, 0, 1, 1, 1]
+    x, y = next(data.batches(splits.test))
+    assert x.shape == (6, 3, 8, 8)
+    assert y.tolist() == [0, 0, 0, 1, 1, 1]
+    assert torch.equal((x[:, 0, 0, 0] * 255).round().int(), torch.tensor([0, 1, 2, 10, 11, 12], dtype=torch.int32))
+    assert data.samples(splits.test, "dog", n=3).min() > 0.03
+
+
+@pytest.mark.parametrize("parts", [(), ("train",), ("test",)])
+def test_folder_without_a_part(tmp_path, parts):
+    write_image_folder(tmp_path, parts=parts)
+    with pytest.raises(ZsuError, match="train/CLASS"):
+        data.load(tmp_path)
+
+
+def test_folder_with_an_empty_class(tmp_path):
+    (write_image_folder(tmp_path) / "train" / "eel").mkdir()
+    with pytest.raises(ZsuError, match="eel"):
+        data.load(tmp_path)
+
+
+def test_folder_with_one_class(tmp_path):
+    with pytest.raises(ZsuError, match="only one class, 'cat'"):
+        data.load(write_image_folder(tmp_path, ["cat"]))
+
+
+def test_folder_with_differing_classes(tmp_path):
+    write_image(write_image_folder(tmp_path) / "test" / "eel" / "0.png", 1)
+    with pytest.raises(ZsuError, match="differ.*eel"):
+        data.load(tmp_path)
+
+
+def test_folder_with_a_damaged_image(tmp_path):
+    (write_image_folder(tmp_path) / "test" / "dog" / "1.png").write_bytes(b"no image")
+    with pytest.raises(ZsuError, match="1.png: cannot read"):
+        list(data.batches(data.load(tmp_path).test))
+
+
+def test_folder_with_images_of_several_sizes(tmp_path):
+    write_image(write_image_folder(tmp_path) / "test" / "dog" / "1.png", 5, size=9)
+    with pytest.raises(ZsuError, match=r"\(3, 8, 8\) and \(3, 9, 9\).*Resize"):
+        list(data.batches(data.load(tmp_path).test))
+    resize = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
+    x, _ = next(data.batches(data.load(tmp_path, transform=resize).test))
+    assert x.shape == (6, 3, 8, 8)
+
+
+def test_images_that_are_no_tensors(tmp_path):
+    folder = datasets.ImageFolder(write_image_folder(tmp_path) / "test")
+    with pytest.raises(ZsuError, match="Image, not a float tensor.*ToTensor"):
+        data.samples(folder, "cat", n=1)
+
+
+# Classes and labels
+
+
+@pytest.mark.parametrize("cls", [1, np.int64(1), "Trouser", "trouser", " TROUSER ", "1"])
+def test_class_index(mini, cls):
+    for dataset in (mini.test, Subset(mini.test, [0])):
+        index = data.class_index(dataset, cls)
+        assert index == 1
+        assert type(index) is int
+
+
+@pytest.mark.parametrize("cls", [-1, 10, True, False, 1.0, None, "-1", "10", "trousers", "", b"1"])
+def test_unknown_class_lists_the_classes(mini, cls):
+    with pytest.raises(ZsuError, match="0 T-shirt/top, 1 Trouser.*9 Ankle boot"):
+        data.class_index(mini.test, cls)
+
+
+def test_digits_are_names_where_names_are_digits(tmp_path):
+    test = data.load(write_image_folder(tmp_path, ["3", "7", "42"])).test  # sorted as text: 3, 42, 7
+    assert [data.class_index(test, name) for name in ("3", "7", "42", 2)] == [0, 2, 1, 2]
+    with pytest.raises(ZsuError, match="0 3, 1 42, 2 7"):
+        data.class_index(test, "1")
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [-1, 0, 1], [3, 7, 42]])
+def test_labels_out_of_range(labels):
+    with pytest.raises(ZsuError, match=r"not in 0\.\.1.*unique"):
+        data.Images(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor(labels), ["a", "b"])
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [[0], [1]], ["a", "b"], None])
+def test_labels_that_are_no_integers(labels):
+    with pytest.raises(ZsuError, match="one integer for each image"):
+        data.Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((2, 4, 4), torch.uint8), ((2, 1, 4, 4), torch.float32), ((3, 1, 4, 4), torch.uint8)]
+)
+def test_images_of_the_wrong_kind(shape, dtype):
+    with pytest.raises(ZsuError, match="Images: "):
+        data.Images(torch.zeros(shape, dtype=dtype), torch.tensor([0, 1]), ["a", "b"])
+
+
+class Bare(Dataset):
+    """A data set without torchvision's attributes."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.full((1, 2, 2), float(i)), i % 2
+
+
+def test_dataset_without_the_attributes():
+    bare = Bare()
+    with pytest.raises(ZsuError, match="a Bare has no .targets"):
+        data.targets(bare)
+    with pytest.raises(ZsuError, match="a Bare has no .classes"):
+        data.samples(Subset(bare, [0]), 0, 1)
+    bare.targets = [0, 1, 0, 1]
+    with pytest.raises(ZsuError, match="a Bare has no .classes"):
+        data.targets(bare)
+    bare.classes = ["even", "odd"]
+    assert data.samples(bare, "odd", n=2).sum() == 4 * (1 + 3)
+
+
+# Samples
+
+
+def test_samples_are_of_the_class_and_reproducible(mini):
+    x = data.samples(mini.test, "Trouser")
+    assert x.shape == (36, 1, 28, 28)
+    assert x.dtype == torch.float32
+    trousers = {image.numpy().tobytes() for image in mini.test.data[mini.test.targets == 1] / 255}
+    drawn = [image.numpy().tobytes() for image in x]
+    assert set(drawn) <= trousers
+    assert len(set(drawn)) == 36
+    assert torch.equal(x, data.samples(mini.test, 1))
+    assert not torch.equal(x, data.samples(mini.test, 1, seed=1))
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(0, 2000, 2))])
+def test_without_samples_is_the_rest(mini, wrap):
+    dataset = wrap(mini.test)
+    drawn = {image.numpy().tobytes() for image in data.samples(dataset, 1, n=20, seed=3)}
+    rest = data.without_samples(dataset, 1, n=20, seed=3)
+    left = [x.numpy().tobytes() for batch, _ in data.batches(rest) for x in batch]
+    assert len(drawn) == 20
+    assert len(left) == len(dataset) - 20
+    assert drawn.isdisjoint(left)
+    everything = {dataset[i][0].numpy().tobytes() for i in range(len(dataset))}
+    assert drawn | set(left) == everything
+    assert torch.equal(data.targets(rest), torch.tensor([label for _, label in rest]))
+
+
+def test_global_random_state_is_neither_used_nor_changed(mini, tmp_path):
+    folder = data.load(write_image_folder(tmp_path)).test  # goes through a DataLoader
+    torch.manual_seed(0)
+    first, before = data.samples(mini.test, 4), torch.get_rng_state()
+    data.without_samples(mini.test, 4)
+    list(data.batches(folder))
+    data.samples(folder, 0, 1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(1)
+    assert torch.equal(data.samples(mini.test, 4), first)
+
+
+def test_too_few_samples(mini):
+    with pytest.raises(ZsuError, match="201 samples of class 'Trouser' were asked for, the data has 200"):
+        data.samples(mini.test, 1, n=201)
+    assert len(data.samples(mini.test, 1, n=200)) == 200
+    only_bags = Subset(mini.test, (mini.test.targets == 8).nonzero()[:5, 0].tolist())
+    for draw in (data.samples, data.without_samples):
+        with pytest.raises(ZsuError, match="the data has 0.*Trouser 0, .*Bag 5"):
+            draw(only_bags, 1, n=1)
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True, "3", None])
+def test_impossible_number_of_samples(mini, n):
+    with pytest.raises(ZsuError, match="n is .*n >= 1"):
+        data.samples(mini.test, 1, n=n)
+
+
+# Batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 5000])
+def test_batches_give_everything_in_order_sliced_or_loaded(mini, batch_size):
+    memory = Subset(mini.test, range(100, 150))
+    loaded = Subset(data.load(transform=transforms.ToTensor()).test, range(100, 150))
+    assert data.in_memory(memory) is not None
+    assert data.in_memory(loaded) is None
+    for (x, y), (x2, y2) in zip(data.batches(memory, batch_size), data.batches(loaded, batch_size), strict=True):
+        assert len(x) <= batch_size
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+        assert y2.dtype == torch.int64
+    assert sum(len(y) for _, y in data.batches(memory, batch_size)) == 50
+
+
+def test_batches_of_nothing(mini):
+    assert list(data.batches(Subset(mini.test, []))) == []
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5])
+def test_impossible_batch_size(mini, batch_size):
+    with pytest.raises(ZsuError, match="batch_size"):
+        list(data.batches(mini.test, batch_size))
+
+
+# Writing
+
+
+def test_write_is_all_or_nothing(tmp_path):
+    path = tmp_path / "file"
+    data.write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        data.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
