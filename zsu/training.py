@@ -219,17 +219,8 @@ def _is_finished(path: Path, settings: dict) -> bool:
     return path.is_file() and settings.items() <= models.metadata(path).items()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """``python -m zsu.training [--work DIR]``: train the models that ship and put them into zsu/assets/models.
-
-    What an interrupted run has left in the work folder is not trained again. All models are moved into
-    place at the end.
-    """
-    parser = argparse.ArgumentParser(prog="python -m zsu.training", description="Train the models that ship.")
-    parser.add_argument("--work", type=Path, default=Path("_build/models"), help="where finished models wait")
-    work = parser.parse_args(arguments).work
-    work.mkdir(parents=True, exist_ok=True)
-    splits = data.load("fashion-mini")
+def make_bundled(splits: data.Splits, work: Path) -> None:
+    """Train all models that ship, except those finished in the folder `work`; then move them into place."""
     wanted = [(kind, seed) for kind in models.BUNDLED_FILES for seed in range(models.BUNDLED_SEEDS)]
     for kind, seed in tqdm(wanted, desc="models", unit="model"):
         path = work / models.bundled_path(kind, seed).name
@@ -240,6 +231,16 @@ def main(arguments: list[str] | None = None) -> None:
         data.write_atomically(place, lambda temporary, place=place: shutil.move(work / place.name, temporary))
         about = models.metadata(place)
         print(f"{place.name}: test accuracy {about['test_accuracy']:.4f}, {about['seconds']} s")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``python -m zsu.training [--work DIR]``: make the models in zsu/assets/models again."""
+    parser = argparse.ArgumentParser(prog="python -m zsu.training", description="Train the models that ship.")
+    parser.add_argument("--work", type=Path, default=Path("_build/models"),
+                        help="keeps finished models, so that an interrupted run can go on")  # fmt: skip
+    work = parser.parse_args(arguments).work
+    work.mkdir(parents=True, exist_ok=True)
+    make_bundled(data.load("fashion-mini"), work)
 
 
 if __name__ == "__main__":
