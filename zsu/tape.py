@@ -218,7 +218,7 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
 def stabilised(z: Tensor, epsilon: float) -> Tensor:
     """z + sign(z) epsilon with sign(0) = 1, never 0 in z's dtype."""
     epsilon = max(epsilon, torch.finfo(z.dtype).tiny)
-    return z + torch.where(z < 0, -epsilon, epsilon)
+    return torch.where(z < 0, z - epsilon, z + epsilon)
 
 
 def part_of(x: Tensor, part: str, nonnegative: bool) -> Tensor:
