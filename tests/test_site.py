@@ -135,10 +135,12 @@ if WIDGETS:
             handle, picture = slider.locator(".noUi-handle"), slider.locator(".zsu-frames img:visible")
             assert handle.get_attribute("role") == "slider"
             assert handle.get_attribute("aria-label")
-            before = [picture.get_attribute(name) for name in ("alt", "src")] + [handle.get_attribute("aria-valuetext")]
+            readout = slider.locator(".widget-readout")
+            before = [picture.get_attribute("alt"), picture.get_attribute("src"), readout.inner_text()]
             handle.press("ArrowRight")
-            after = [picture.get_attribute(name) for name in ("alt", "src")] + [handle.get_attribute("aria-valuetext")]
+            after = [picture.get_attribute("alt"), picture.get_attribute("src"), readout.inner_text()]
             assert all(old != new for old, new in zip(before, after, strict=True)), (before[0], after[0])
+            assert handle.get_attribute("aria-valuetext") == after[2]
         page.close()
 
 
