@@ -1,7 +1,6 @@
 """Relevance against explicit messages, other libraries, unrolled twins, and inputs that broke such code elsewhere."""
 
 import copy
-import gc
 
 import captum.attr
 import pytest
@@ -14,8 +13,7 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import nn
 from torch.nn import functional as F
 
-import zsu
-from zsu import ZsuError, explain
+from zsu import explain
 from zsu.models import SmallCNN
 from zsu.rules import AlphaBeta, Epsilon, Gamma
 

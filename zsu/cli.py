@@ -45,7 +45,7 @@ def forget(
     cls: Class,
     method: Annotated[str, typer.Option(help="paths, lra-npp, head-npp, mask or random.")] = "paths",
     perturbation: Annotated[str, typer.Option(help="zero, gaussian or laplace.")] = "zero",
-    k: Annotated[int | None, typer.Option(help="Paths to search; for other methods neurons per layer.")] = None,
+    k: Annotated[int | None, typer.Option(help="At most so many edges; for other methods neurons per layer.")] = None,
     samples: Samples = 36,
     seed: Seed = 0,
     model: Model = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 import warnings
 from collections.abc import Iterable
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import ZsuError
-from .graph import PathGraph, build_graph
-from .paths import Paths, find_paths
+from .graph import build_graph
+from .paths import best_through
 from .perturb import Change, Patch, Selection, model_hash, perturb
 from .relevance import Relevance, explain
 from .tape import Node
@@ -66,7 +67,8 @@ def forget(
         Index of the class to forget.
     method : str
         * ``"paths"``: cut edges of the most probable paths, those that serve this class more than all others
-          together, on the fewest paths that bring the class to chance on every sample.
+          together, in the order of their most probable path, as few as bring the class to chance on
+          every sample; where all of them are not enough, the class's bias is lowered by what is missing.
         * ``"lra-npp"``: in every weighted layer but the last, perturb the incoming weights of the neurons that are
           most often among a sample's k most relevant (Chang et al. 2024, as described in the paper).
         * ``"head-npp"``: the same at the input of the last layer only, for the *predicted* class; the 2 k most
@@ -76,7 +78,7 @@ def forget(
     perturbation : {"zero", "gaussian", "laplace"}
         See `zsu.perturb.perturb`; ``"mask"`` knows only zero.
     k : int, optional
-        ``"paths"``: search among that many paths (default 10,000). Else: neurons per sample and layer (default a
+        ``"paths"``: cut at most that many edges (default 10,000). Else: neurons per sample and layer (default a
         tenth of the layer).
     scale : float
         Of the noise, in standard deviations of the weight tensor.
@@ -95,7 +97,7 @@ def forget(
     Warns
     -----
     UserWarning
-        The model recognises none of the samples as the class; or ``"paths"`` did not reach chance, and why.
+        The model recognises none of the samples as the class; or ``"paths"`` did not reach chance.
     """
     if method not in METHODS:
         raise ZsuError(f"unknown method {method!r}", where="forget", remedy=f"use one of {', '.join(METHODS)}")
@@ -134,7 +136,7 @@ def forget(
 def cut_paths(
     model: nn.Module, x: Tensor, target: int, relevance: Relevance, k: int, noise: dict
 ) -> tuple[Patch, pd.DataFrame]:
-    """The fewest paths, in order of probability, whose class-specific edges bring the class to chance on x.
+    """The fewest class-specific edges, in the order of their most probable path, that bring the class to chance on x.
 
     Flows are those of the z+ rule from a relevance of 1 at each logit, so that every class counts alike, whatever the
     size and sign of its logit.
@@ -142,31 +144,26 @@ def cut_paths(
     one = torch.zeros_like(relevance.logits)
     one[:, target] = 1
     own, others = (explain(model, x, seed, "z+") for seed in (one, 1 - one))
-    edges = specific_edges(find_paths(own, k), build_graph(others), relevance.logits.shape[1] - 1)
-    blocks = list(weight_blocks(model, relevance, edges))
-    if not blocks:
+    edges = specific_edges(own, others).head(k)
+    if edges.empty:
         raise ZsuError("no edge serves this class more than the others", where="forget", remedy="use another method")
+    blocks = list(weight_blocks(model, relevance, edges))
     chance = 1 / relevance.logits.shape[1]
     trial = copy.deepcopy(model)
 
     def worst(n: int) -> tuple[float, Patch]:
-        """Largest probability of the class on the samples when the first n paths are cut."""
-        patch = perturb(model, joined((name, flat[path < n]) for name, path, flat in blocks), **noise)
+        """Largest probability of the class on the samples when the first n edges are cut."""
+        patch = perturb(model, joined((name, flat[rank < n]) for name, rank, flat in blocks), **noise)
         patch.apply(trial)
         with torch.no_grad():
             p = float(trial(x).softmax(1)[:, target].max())
         patch.revert(trial)
         return p, patch
 
-    low, high = 0, int(edges["path"].max()) + 1  # cutting `low` paths is too little, cutting `high` is enough
+    low, high = 0, len(edges)  # cutting `low` edges is too little, cutting `high` is enough
     p, patch = worst(high)
     if p > chance:
-        warnings.warn(
-            f"with all of {high} paths cut the class keeps a probability of up to {p:.3f} on the samples "
-            f"(chance is {chance:.3f}); a larger k may help",
-            stacklevel=3,
-        )
-        low = high
+        return lower_bias(model, x, target, relevance, patch, edges[["layer", "channel", "source"]])
     while high - low > 1:
         middle = (low + high) // 2
         p, fewer = worst(middle)
@@ -174,37 +171,57 @@ def cut_paths(
             low = middle
         else:
             high, patch = middle, fewer
-    patch.metadata["paths"] = str(high)
-    used = edges[(edges["path"] < high) & edges["layer"].isin(n.name for n in relevance.layers if n.weight)]
-    return patch, used[["layer", "channel", "source"]].reset_index(drop=True)
+    return patch, edges.loc[: high - 1, ["layer", "channel", "source"]]
 
 
-def specific_edges(paths: Paths, others: PathGraph, n_others: int) -> pd.DataFrame:
-    """Edges of the paths that carry more of this class's flow than of all n other classes' together.
+def lower_bias(
+    model: nn.Module, x: Tensor, target: int, relevance: Relevance, patch: Patch, cut: pd.DataFrame
+) -> tuple[Patch, pd.DataFrame]:
+    """After all class-specific edges are cut: lower the class's bias by the least that brings it to chance on x.
 
-    Columns: path (the first that uses the edge), target and node (the edge's ends, numbered as in the graph), number
-    and name (`layer`) of the target's layer, number of the source's layer (`below`), channel and source (the ends
-    within their layers).
+    Some classes are told by the lack of evidence for the others; then the bias alone decides for them.
     """
-    graph = paths.graph
-    target, source = paths.nodes[:, :-1].ravel(), paths.nodes[:, 1:].ravel()  # (k, L - 1) -> (k (L - 1),)
-    path = np.repeat(np.arange(len(paths)), paths.nodes.shape[1] - 1)
-    frame = pd.DataFrame({"path": path, "target": target, "node": source})[source >= 0]
-    frame = frame.drop_duplicates(["target", "node"])
-    index = graph.edge_index(frame["target"].to_numpy(), frame["node"].to_numpy())
-    frame = frame[graph.flow()[index] > n_others * others.flow()[index]]
-    number, below = (np.searchsorted(graph.first, frame[c], side="right") - 1 for c in ("target", "node"))
-    return frame.assign(
-        number=number,
-        below=below,
-        layer=np.array(graph.layers)[number],
-        channel=frame["target"] - graph.first[number],
-        source=frame["node"] - graph.first[below],
-    )
+    head = relevance.layers[-1]
+    bias = f"{head.weight.rpartition('.')[0]}.bias" if head.weight else ""
+    parameters = dict(model.named_parameters())
+    if head.kind != "linear" or bias not in parameters:
+        warnings.warn(
+            f"cutting all of {len(cut)} edges does not bring the class to chance on the samples", stacklevel=4
+        )
+        return patch, cut
+    with torch.no_grad():
+        logits = patch.apply(copy.deepcopy(model))(x).double()
+    others = logits.clone()
+    others[:, target] = -torch.inf
+    allowed = others.logsumexp(1) - math.log(logits.shape[1] - 1)  # the logit with probability 1 / classes
+    old = parameters[bias].detach()[target : target + 1].cpu()
+    new = (old.double() - float((logits[:, target] - allowed).max()) - 1e-3).to(old.dtype)  # 1e-3: rounding
+    patch.changes[bias] = Change(torch.tensor([target]), old, new)
+    return patch, pd.concat([cut, pd.DataFrame({"layer": [bias], "channel": [target], "source": pd.NA})])
+
+
+def specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:
+    """Edges with weights that carry more of this class's flow than of all other classes' together, best path first.
+
+    Columns: rank, node (number of the source), number and name (`layer`) of the target's layer, number of the
+    source's layer (`below`), channel and source (the ends within their layers).
+    """
+    graph = build_graph(own)
+    n_others = own.logits.shape[1] - 1
+    specific = np.flatnonzero(graph.flow() > n_others * build_graph(others).flow())
+    score = best_through(graph, own.layers[0].relevance.shape[1])[specific]
+    specific = specific[np.argsort(-score, kind="stable")]
+    target, node = graph.ends(specific)
+    number, below = (np.searchsorted(graph.first, ends, side="right") - 1 for ends in (target, node))
+    frame = pd.DataFrame({"node": node, "number": number, "below": below})
+    frame = frame.assign(channel=target - graph.first[number], source=node - graph.first[below])
+    weighted = np.array([bool(n.weight) for n in own.layers] + [False])[number]
+    frame = frame[weighted].reset_index(drop=True)
+    return frame.assign(rank=frame.index, layer=np.array([*graph.layers])[frame["number"]])
 
 
 def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
-    """Yield (parameter, path (n,), flat indices (n, width)) of the edges, by layer and source."""
+    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and source."""
     for number, rows in edges.groupby("number"):
         node = relevance.layers[number]
         if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
@@ -220,7 +237,7 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
                 column = offset + here["source"] * source.group
             begin = (here["channel"] * j + column).to_numpy() * size
             flat = torch.tensor(begin)[:, None] + torch.arange(source.group * size)  # (n, width)
-            yield node.weight, torch.tensor(here["path"].to_numpy()), flat
+            yield node.weight, torch.tensor(here["rank"].to_numpy()), flat
             offset += source.channels * source.group
 
 

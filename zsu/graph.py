@@ -59,15 +59,12 @@ class PathGraph:
         """float32 (edges,): share of all paths that use each edge."""
         return flows(self.probability, self.run_of, self.run_begin, self.run_length, self.run_source)
 
-    def edge_index(self, target: np.ndarray, source: np.ndarray) -> np.ndarray:
-        """Position of each edge (target, source) in the flat array of edges."""
-        index = np.full(len(target), -1)
-        for r in range(int(np.diff(self.run_of).max())):  # the r-th run of every target
-            run = np.minimum(self.run_of[target] + r, len(self.run_begin) - 1)
-            m = source - self.run_source[run]
-            hit = (self.run_of[target] + r < self.run_of[target + 1]) & (m >= 0) & (m < self.run_length[run])
-            index[hit] = (self.run_begin[run] + m)[hit]
-        return index
+    def ends(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(targets, sources): the nodes at the ends of edges, given by their positions in the flat array."""
+        order = np.argsort(self.run_begin)
+        run = order[np.searchsorted(self.run_begin[order], edges, side="right") - 1]
+        target = np.searchsorted(self.run_of, run, side="right") - 1
+        return target, self.run_source[run] + edges - self.run_begin[run]
 
 
 def build_graph(relevance: Relevance) -> PathGraph:

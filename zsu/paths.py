@@ -85,6 +85,15 @@ def find_paths(relevance: Relevance, k: int) -> Paths:
     return Paths(nodes[:, 1:], np.exp(score), graph)  # without the node above the logits
 
 
+def best_through(graph: PathGraph, inputs: int) -> np.ndarray:
+    """Log probability of the most probable path through each edge, float64 (edges,); -inf where there is none.
+
+    In the order of these values the search for the most probable paths reaches the edges, however many paths it takes.
+    """
+    arrays = graph.probability, graph.run_of, graph.run_begin, graph.run_length, graph.run_source
+    return through(*arrays, completions(*arrays, inputs))
+
+
 @njit(cache=True, nogil=True)
 def completions(p, run_of, run_begin, run_length, run_source, inputs):
     """Log probability of the best way from each node to the input; -inf where there is none."""
@@ -98,6 +107,25 @@ def completions(p, run_of, run_begin, run_length, run_source, inputs):
                 if edge > 0:
                     best[k] = max(best[k], np.log(np.float64(edge)) + best[run_source[r] + m])
     return best
+
+
+@njit(cache=True, nogil=True)
+def through(p, run_of, run_begin, run_length, run_source, best):
+    """Best way down to each edge's target + log p + best way from its source to the input."""
+    nodes = len(run_of) - 1
+    down = np.full(nodes, -np.inf)
+    down[nodes - 1] = 0.0
+    score = np.full(len(p), -np.inf)
+    for k in range(nodes - 1, -1, -1):
+        for r in range(run_of[k], run_of[k + 1]):
+            for m in range(run_length[r]):
+                edge = p[run_begin[r] + m]
+                if edge > 0:
+                    reached = down[k] + np.log(np.float64(edge))
+                    source = run_source[r] + m
+                    down[source] = max(down[source], reached)
+                    score[run_begin[r] + m] = reached + best[source]
+    return score
 
 
 @njit(cache=True, nogil=True)
