@@ -1,6 +1,7 @@
 """Relevance against explicit messages, other libraries, unrolled twins, and inputs that broke such code elsewhere."""
 
 import copy
+import gc
 
 import captum.attr
 import pytest
@@ -13,7 +14,7 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import nn
 from torch.nn import functional as F
 
-from zsu import explain
+from zsu import ZsuError, explain
 from zsu.models import SmallCNN
 from zsu.rules import AlphaBeta, Epsilon, Gamma
 
@@ -263,3 +264,495 @@ def test_zennit_on_a_small_network(ours, theirs):
         out = hooked(x)
         (expected,) = torch.autograd.grad(out, x, out.detach() * one)
     same(explain(model, x, 2, ours).input, expected, 1e-9)
+
+
+# --- twins ----------------------------------------------------------------------------------------------------
+
+
+def agrees(model, twin, x, rules=RULES, tolerance=1e-10):
+    """Two ways to write one model give one relevance of the input."""
+    same(model(x), twin(x), 1e-12)
+    for rule in rules:
+        same(explain(model, x, 1, rule).input, explain(twin, x, 1, rule).input, tolerance)
+
+
+def head(features, classes=3):
+    return seeded(lambda: nn.Linear(features, classes), seed=9)
+
+
+def test_one_conv_applied_twice_equals_two_copies():
+    conv = seeded(lambda: nn.Conv2d(2, 2, 3, padding=1))
+    model = Net(lambda m, x: m.head(m.conv(m.conv(x).relu()).relu().flatten(1)), conv=conv, head=head(50)).eval()
+    twin = nn.Sequential(conv, nn.ReLU(), copy.deepcopy(conv), nn.ReLU(), nn.Flatten(), head(50)).eval()
+    agrees(model, twin, rand(2, 2, 5, 5))
+    assert list(explain(model, rand(2, 2, 5, 5), 1).edges) == ["conv", "conv#2", "head"]
+
+
+def test_one_pool_and_one_relu_object_used_twice_equal_copies():
+    first, second = (seeded(lambda: nn.Conv2d(2, 2, 3, padding=1), seed) for seed in (1, 2))
+    pool, relu = nn.MaxPool2d(2), nn.ReLU()
+    model = nn.Sequential(first, relu, pool, second, relu, pool, nn.Flatten(), head(8)).eval()
+    twin = nn.Sequential(
+        first, nn.ReLU(), nn.MaxPool2d(2), second, nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), head(8)
+    ).eval()
+    agrees(model, twin, rand(2, 2, 8, 8))
+
+
+@pytest.mark.parametrize("rule", REFERENCES)
+def test_residual_without_bias_equals_explicit_messages(rule):
+    """x + conv(x): the addition shares in proportion, and the sum of relevance is the logit."""
+    conv = seeded(lambda: nn.Conv2d(2, 2, 3, padding=1, bias=False))
+    model = Net(lambda m, x: (x + m.conv(x)).flatten(1), conv=conv).eval()
+    x = rand(2, 2, 3, 3)
+    rule, messages = REFERENCES[rule]
+    result = explain(model, x, rand(2, 18, seed=3), rule)
+    M = matrix(conv, (2, 3, 3)).detach()
+    for sample, R, found in zip(x.flatten(1), result.seed, result.input, strict=True):
+        g = R / (sample + M @ sample)
+        same(found.flatten(), sample * g + messages(sample, M, torch.zeros(18), M @ sample * g, rule.epsilon).sum(0))
+    exact = explain(model, x, 4, Epsilon(epsilon=1e-12))
+    assert float(exact.input.sum()) == pytest.approx(float(exact.logits[:, 4].sum()), rel=1e-9)
+
+
+# (what becomes of a = conv(x), b = conv(x) in place, the same out of place)
+IN_PLACE = {
+    "relu after conv": (lambda a, b: F.relu(a, inplace=True), lambda a, b: a.relu()),
+    "leaky relu": (lambda a, b: F.leaky_relu(a, 0.2, inplace=True), lambda a, b: F.leaky_relu(a, 0.2)),
+    "+=": (lambda a, b: iadd(a, b), lambda a, b: a + b),
+    "statement a.add_(b)": (lambda a, b: add_(a, b), lambda a, b: a + b),
+    "relu after add": (lambda a, b: (a + b).relu_(), lambda a, b: (a + b).relu()),
+    "a.relu_() += b.relu_()": (lambda a, b: iadd(a.relu_() * 1, b.relu_()).relu_(), lambda a, b: a.relu() + b.relu()),
+    "mul_ and div_": (lambda a, b: a.mul_(-3.0).div_(2), lambda a, b: a * -1.5),
+    "+= of a constant": (lambda a, b: iadd(a, torch.ones(5).double()), lambda a, b: a + torch.ones(5).double()),
+}
+
+
+def iadd(a, b):
+    a += b
+    return a
+
+
+def add_(a, b):
+    a.add_(b)
+    return a
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_in_place_equals_out_of_place(name, rule):
+    a, b = (seeded(lambda: nn.Conv2d(2, 2, 3, padding=1), seed) for seed in (1, 2))
+    model, twin = (
+        Net(lambda m, x, op=op: m.head(op(m.a(x), m.b(x)).flatten(1)), a=a, b=b, head=head(50)).eval()
+        for op in IN_PLACE[name]
+    )
+    x = rand(2, 2, 5, 5)
+    same(explain(model, x, 1, rule).input, explain(twin, x, 1, rule).input)
+    same(
+        torch.cat([n.sum(0) for n in explain(model, x, 1, rule).nodes.values()][1:3]),
+        torch.cat([n.sum(0) for n in explain(twin, x, 1, rule).nodes.values()][1:3]),
+    )
+
+
+def test_relu_in_place_on_the_input_and_on_the_logits():
+    conv, x = seeded(lambda: nn.Conv2d(2, 2, 3)), rand(2, 2, 5, 5)
+    kept = x.clone()
+    model = Net(lambda m, x: m.conv(x.relu_()).flatten(1).relu_(), conv=conv).eval()
+    twin = Net(lambda m, x: m.conv(x.relu()).flatten(1).relu(), conv=conv).eval()
+    seed = torch.ones(2, 18).double()
+    for rule in RULES:
+        same(explain(model, x, seed, rule).input, explain(twin, x, seed, rule).input)
+    assert torch.equal(x, kept)
+
+
+def test_input_changed_after_a_layer_read_it_is_refused():
+    conv = seeded(lambda: nn.Conv2d(2, 2, 3, padding=1))
+
+    def run(m, x):
+        y = m.conv(x)
+        z = m.conv(y)
+        y.mul_(2)
+        return z.flatten(1)
+
+    with pytest.raises(ZsuError, match="conv: .*changed in place.*out-of-place"):
+        explain(Net(run, conv=conv).eval(), rand(1, 2, 3, 3), 0)
+
+
+def folded(conv, bn):
+    """The convolution or linear layer that conv and then bn compute, by hand."""
+    out = copy.deepcopy(conv)
+    s = bn.weight / (bn.running_var + bn.eps).sqrt()
+    out.weight.data = conv.weight.data * s.reshape(-1, *[1] * (conv.weight.dim() - 1))
+    bias = conv.bias.data if conv.bias is not None else 0
+    out.bias = nn.Parameter((bias - bn.running_mean) * s + bn.bias)
+    return out
+
+
+@pytest.mark.parametrize("eps", [1e-3, 0.0])
+@pytest.mark.parametrize("bias", [False, True])
+def test_conv_and_batchnorm_equal_the_folded_conv(bias, eps):
+    conv = seeded(lambda: nn.Conv2d(2, 4, 3, groups=2, bias=bias))
+    bn = seeded(lambda: nn.BatchNorm2d(4, eps=eps))
+    model = nn.Sequential(conv, bn, nn.ReLU(inplace=True), nn.Flatten(), head(36)).eval()
+    agrees(model, nn.Sequential(folded(conv, bn), nn.ReLU(), nn.Flatten(), head(36)).eval(), rand(2, 2, 5, 5))
+
+
+def test_linear_and_batchnorm1d_equal_the_folded_linear():
+    linear, bn = seeded(lambda: nn.Linear(6, 4)), seeded(lambda: nn.BatchNorm1d(4))
+    model = nn.Sequential(linear, bn, nn.ReLU(), head(4)).eval()
+    agrees(model, nn.Sequential(folded(linear, bn), nn.ReLU(), head(4)).eval(), rand(3, 6))
+
+
+@pytest.mark.parametrize("rule", REFERENCES)
+def test_batchnorm_before_conv_as_in_densenet_is_a_diagonal_layer(rule):
+    bn, conv = seeded(lambda: nn.BatchNorm2d(2)), seeded(lambda: nn.Conv2d(2, 3, 2))
+    model = nn.Sequential(bn, nn.ReLU(), conv, nn.Flatten()).eval()
+    x = rand(1, 2, 3, 3)
+    rule, messages = REFERENCES[rule]
+    result = explain(model, x, 2, rule)
+    with torch.no_grad():
+        M = matrix(lambda t: F.conv2d(t, conv.weight), (2, 3, 3))
+        b = conv.bias.repeat_interleave(4)
+        R = messages(bn(x).relu().flatten(), M, b, result.seed[0], rule.epsilon).sum(0)
+        shift = bn(torch.zeros(1, 2, 3, 3, dtype=torch.float64)).flatten()
+        M = matrix(lambda t: bn(t), (2, 3, 3)) - shift[:, None]
+        R = messages(x.flatten(), M, shift, R, rule.epsilon).sum(0)
+    same(result.input.flatten(), R)
+
+
+def test_resnet18_equals_its_folded_twin(resnet18):
+    """BatchNorm merged by the tape = folded by hand; additions and in-place ReLUs = written out of place."""
+
+    def block(b, x):
+        y = b.conv2(b.conv1(x).relu())
+        return ((b.downsample(x) if b.downsample is not None else x) + y).relu()
+
+    def run(m, x):
+        x = m.net.maxpool(m.net.conv1(x).relu())
+        for stage in (m.net.layer1, m.net.layer2, m.net.layer3, m.net.layer4):
+            for b in stage:
+                x = block(b, x)
+        return m.net.fc(x.mean((2, 3)))
+
+    net = copy.deepcopy(resnet18)
+    net.conv1 = folded(net.conv1, net.bn1)
+    for m in net.modules():
+        if isinstance(m, torchvision.models.resnet.BasicBlock):
+            m.conv1, m.conv2 = folded(m.conv1, m.bn1), folded(m.conv2, m.bn2)
+            m.downsample = folded(*m.downsample) if m.downsample is not None else None
+    agrees(resnet18, Net(run, net=net).eval(), rand(1, 3, 32, 32), ["epsilon", "gamma"], 1e-6)
+
+
+# --- inputs that broke such code elsewhere, worked out by hand ------------------------------------------------
+
+
+def neuron(w, b=None):
+    """A single neuron z = w x + b."""
+    layer = nn.Linear(len(w), 1, bias=b is not None).double()
+    layer.weight.data[:] = torch.tensor(w)
+    if b is not None:
+        layer.bias.data[:] = b
+    return layer.eval()
+
+
+BY_HAND = {
+    "z+ ignores the sign of inputs": ((1, -1), None, (1, -2), "z+", (1, 2)),
+    "z+ of a negative output": ((1, -1), -1.0, (1, 1), "z+", (-1, 0)),
+    "alpha-beta of a negative output": ((1, -1), -1.0, (1, 1), "alpha-beta", (-2, 0.5)),
+    "gamma": ((1, -0.5), None, (1, 1), Gamma(0.2), (0.5 * 1.2 / 0.7, -0.5 * 0.5 / 0.7)),
+    "gamma of one weight": ((1,), None, (1,), Gamma(0.2), (1,)),
+    "gamma of a negative output": ((0.5, -1), None, (1, 1), Gamma(0.2), (-0.5 * 0.5 / -0.7, -0.5 * -1.2 / -0.7)),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_one_neuron_by_hand(case):
+    w, b, x, rule, expected = BY_HAND[case]
+    found = explain(neuron(w, b), torch.tensor([x], dtype=torch.float64), 0, rule).input
+    torch.testing.assert_close(found, torch.tensor([expected], dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("image", ["zeros", "a row of zeros"])
+def test_zeros_stay_finite_and_the_ledger_closes(small, image, rule):
+    x = torch.zeros(2, 1, 28, 28, dtype=torch.float64)
+    if image == "a row of zeros":
+        x[1] = rand(1, 28, 28)
+    result = explain(small, x, 1, rule)
+    assert result.input.isfinite().all()
+    assert all(e.isfinite().all() for e in result.edges.values())
+    assert (result.ledger["gap"].abs() < 1e-9 * result.ledger[["out", "into"]].abs().max(axis=None)).all()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_z_of_exactly_minus_epsilon_and_zero_rows_stay_finite(rule):
+    x = torch.tensor([[1e-6], [0.0], [-1e-6]], dtype=torch.float64)
+    result = explain(nn.Sequential(neuron((-1.0,)), neuron((1.0,))).eval(), x, torch.ones(3, 1).double(), rule)
+    assert result.input.isfinite().all()
+
+
+def test_a_module_with_two_inputs_gives_both_their_share():
+    class Add(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    a, b = neuron((2.0, 0.0)), neuron((0.0, 3.0))
+    model = Net(lambda m, x: m.add(m.a(x), m.b(x)), a=a, b=b, add=Add()).eval()
+    result = explain(model, torch.tensor([[1.0, 1.0]], dtype=torch.float64), 0)
+    torch.testing.assert_close(result.input, torch.tensor([[2.0, 3.0]], dtype=torch.float64), atol=1e-5, rtol=0)
+    (add,) = [n for n in result.layers if n.kind == "add"]
+    torch.testing.assert_close(torch.cat(add.edges), torch.tensor([2.0, 3.0]).double(), atol=1e-5, rtol=0)
+
+
+def test_output_of_one_logit_has_target_0_and_no_other():
+    x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    assert float(explain(neuron((1.0, 1.0)), x, 0).input.sum()) == pytest.approx(3, rel=1e-5)
+    for target in (1, -1):
+        with pytest.raises(ZsuError, match=f"class {target} of 1. use 0 to 0"):
+            explain(neuron((1.0, 1.0)), x, target)
+
+
+KINDS = {
+    "Identity": lambda: nn.Sequential(nn.Identity(), nn.Flatten(), nn.Linear(64, 3)),
+    "Upsample": lambda: nn.Sequential(nn.Conv2d(4, 2, 3), nn.Upsample(scale_factor=2), nn.Flatten(), nn.Linear(32, 3)),
+    "Dropout": lambda: nn.Sequential(nn.Conv2d(4, 2, 3), nn.Dropout2d(), nn.Flatten(), nn.Dropout(), nn.Linear(8, 3)),
+    "Conv1d, BatchNorm1d": lambda: nn.Sequential(
+        nn.Flatten(2), nn.Conv1d(4, 5, 3), nn.BatchNorm1d(5), nn.ReLU(), nn.Flatten(), nn.Linear(70, 3)
+    ),
+    "overlapping max-pool": lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten(), nn.Linear(16, 3)),
+    "average pools": lambda: nn.Sequential(
+        nn.AvgPool2d(3, 1, 1), nn.AdaptiveAvgPool2d(3), nn.AdaptiveMaxPool2d(2), nn.Flatten(), nn.Linear(16, 3)
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_that_keep_relevance(kind, rule):
+    model = seeded(KINDS[kind])
+    ledger = explain(model, rand(2, 4, 4, 4), 1, rule).ledger
+    assert (ledger["gap"].abs() < 1e-10 * ledger["out"].abs().max()).all()
+
+
+@pytest.mark.parametrize("sizes", [[1] * 8, [3, 3, 2]])
+@pytest.mark.parametrize("rule", RULES)
+def test_batches_do_not_matter(small, rule, sizes):
+    x = rand(8, 1, 28, 28)
+    whole = explain(small, x, 4, rule)
+    parts = [explain(small, part, 4, rule) for part in x.split(sizes)]
+    same(torch.cat([p.input for p in parts]), whole.input, 1e-12)
+    for name, edges in whole.edges.items():
+        same(sum(p.edges[name] for p in parts), edges, 1e-9)
+
+
+def test_a_seed_tensor_is_accepted_and_is_linear(small):
+    x = rand(2, 1, 28, 28)
+    logits = small(x).detach()
+    contrast = torch.zeros_like(logits)
+    contrast[:, 3], contrast[:, 5] = logits[:, 3], -logits[:, 5]
+    rule = Epsilon(epsilon=1e-12)
+    expected = explain(small, x, 3, rule).input - explain(small, x, 5, rule).input
+    same(explain(small, x, contrast, rule).input, expected, 1e-6)
+
+
+def test_one_target_a_sample(small):
+    x = rand(3, 1, 28, 28)
+    result = explain(small, x, torch.tensor([1, 4, 4]))
+    same(result.input[:1], explain(small, x[:1], 1).input, 1e-12)
+    same(result.input[1:], explain(small, x[1:], 4).input, 1e-12)
+
+
+def test_resnet50_unmodified():
+    model = seeded(lambda: torchvision.models.resnet50(num_classes=4))
+    ledger = explain(model, rand(1, 3, 32, 32), 0).ledger
+    assert (ledger["gap"].abs() < 1e-9 * ledger[["out", "into", "bias"]].abs().max(axis=1)).all()
+
+
+# --- nothing is left behind -----------------------------------------------------------------------------------
+
+
+def snapshot(model):
+    """All that a module holds, apart from its submodules, by name; tensors by value."""
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    flags = {n: (p.requires_grad, p.grad) for n, p in model.named_parameters()}
+    attributes = {
+        n: {k: v if isinstance(v, (bool, int, str, type(None))) else repr(v) for k, v in m.__dict__.items()}
+        for n, m in model.named_modules()
+    }
+    return state, flags, attributes
+
+
+def unchanged(before, after):
+    (state, *rest), (state_after, *rest_after) = before, after
+    assert rest == rest_after
+    assert list(state) == list(state_after)
+    assert all(torch.equal(state[n], state_after[n]) for n in state)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18"])
+def test_the_model_stays_as_it_is(name, request):
+    model = request.getfixturevalue(name)
+    before = snapshot(model)
+    explain(model, rand(*SIZES[name]), 1)
+    unchanged(before, snapshot(model))
+
+
+def test_the_same_error_twice_and_nothing_left_behind():
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Sigmoid(), nn.Linear(4, 2)))
+    before = snapshot(model)
+    messages = []
+    for _ in range(2):
+        with pytest.raises(ZsuError, match="'sigmoid' has no relevance rule") as error:
+            explain(model, rand(2, 3), 0)
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
+    unchanged(before, snapshot(model))
+
+
+def test_a_plain_model_used_afterwards_is_unaffected(small):
+    """After an explanation and after a failed one torch differentiates as ever."""
+    layer = seeded(lambda: nn.Conv2d(1, 2, 3))
+    x = rand(1, 1, 5, 5).requires_grad_()
+    (before,) = torch.autograd.grad(layer(x).sum(), x)
+    functions = {n: getattr(F, n) for n in ("relu", "conv2d", "linear", "batch_norm")}
+    explain(small, rand(1, 1, 28, 28), 1)
+    with pytest.raises(ZsuError):
+        explain(nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()).double().eval(), rand(2, 3), 0)
+    (after,) = torch.autograd.grad(layer(x).sum(), x)
+    assert torch.equal(before, after)
+    assert functions == {n: getattr(F, n) for n in functions}
+
+
+def test_results_carry_no_graph_and_memory_does_not_grow(small):
+    def tensors():
+        gc.collect()
+        return sum(torch.is_tensor(o) for o in gc.get_objects())
+
+    x = rand(1, 1, 28, 28)
+    result = explain(small, x, 1)
+    held = [result.input, result.logits, result.seed, *result.nodes.values(), *result.edges.values()]
+    assert not any(t.requires_grad or t.grad_fn for t in held)
+    del held, result
+    before = tensors()
+    for _ in range(20):
+        result = explain(small, x, 1)
+        assert result.nodes
+        assert result.edges
+    del result
+    assert tensors() <= before
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_called_under_no_grad_and_inference_mode(small, mode):
+    x = rand(2, 1, 28, 28)
+    expected = explain(small, x, 1, "gamma").input
+    with mode():
+        same(explain(small, x.clone(), 1, "gamma").input, expected, 1e-12)
+
+
+def test_channels_last_and_frozen_parameters(resnet18):
+    x = rand(2, 3, 32, 32)
+    expected = explain(resnet18, x, 1, "gamma")
+    frozen = copy.deepcopy(resnet18).requires_grad_(False).to(memory_format=torch.channels_last)
+    result = explain(frozen, x.to(memory_format=torch.channels_last), 1, "gamma")
+    same(result.input, expected.input, 1e-7)
+    same(result.edges["layer4.0.conv1"], expected.edges["layer4.0.conv1"], 1e-7)
+
+
+def test_a_rule_object_called_twice_gives_the_same(small):
+    rule, x = Gamma(0.1), rand(2, 1, 28, 28)
+    assert torch.equal(explain(small, x, 1, rule).input, explain(small, x, 1, rule).input)
+
+
+def test_edges_false_gives_the_same_relevance_and_ledger(small):
+    x = rand(2, 1, 28, 28)
+    whole, quick = explain(small, x, 1, "gamma"), explain(small, x, 1, "gamma", edges=False)
+    assert torch.equal(whole.input, quick.input)
+    assert quick.edges == {}
+    assert (quick.ledger["gap"].abs() < 1e-9 * quick.ledger["out"].abs()).all()
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+IMAGE = rand(2, 1, 28, 28)
+
+
+@pytest.mark.parametrize(
+    ("x", "target", "rules", "match"),
+    [
+        (IMAGE[:, 0], 1, "epsilon", r"conv1: its input has shape \(2, 28, 28\), it wants \(N, 1, H, W\)"),
+        (IMAGE[0], 1, "epsilon", r"conv1: its input has shape \(1, 28, 28\), it wants \(N, 1, H, W\)"),
+        (IMAGE.expand(2, 3, 28, 28), 1, "epsilon", r"conv1: .*\(2, 3, 28, 28\), it wants \(N, 1, H, W\)"),
+        (IMAGE.float(), 1, "epsilon", r"x is torch.float32 on cpu, the model is torch.float64.*\.to\("),
+        (IMAGE.long(), 1, "epsilon", "x: x is torch.int64. pass a floating-point tensor"),
+        (IMAGE.numpy(), 1, "epsilon", "x: x is ndarray. pass a floating-point tensor"),
+        (IMAGE[:0], 1, "epsilon", r"x has shape \(0, 1, 28, 28\).*N >= 1"),
+        (IMAGE / 0, 1, "epsilon", "NaN or infinity"),
+        (IMAGE, -1, "epsilon", "target: class -1 of 10. use 0 to 9"),
+        (IMAGE, 10, "epsilon", "target: class 10 of 10. use 0 to 9"),
+        (IMAGE, torch.tensor([0, 1, 2]), "epsilon", r"target is torch.int64 \(3,\)"),
+        (IMAGE, 1.0, "epsilon", "target is torch.float32"),
+        (IMAGE, True, "epsilon", "target is torch.bool"),
+        (IMAGE, "Trouser", "epsilon", "target is 'Trouser'. pass the index"),
+        (IMAGE, 1, "lrp", "unknown rule 'lrp'. use one of epsilon, gamma"),
+        (IMAGE, 1, None, "unknown rule None"),
+    ],
+)
+def test_bad_arguments_are_refused(small, x, target, rules, match):
+    with pytest.raises(ZsuError, match=match):
+        explain(small, x, target, rules)
+
+
+def test_bad_rules_are_refused():
+    for make in (lambda: Epsilon(epsilon=0), lambda: AlphaBeta(1, 1), lambda: AlphaBeta(0.5, -0.5), lambda: Gamma(-1)):
+        with pytest.raises(ZsuError):
+            make()
+
+
+BAD_MODELS = {
+    "softmax head": (lambda m, x: F.softmax(m.fc(x), 1), "'softmax' has no relevance rule.*remove the last softmax"),
+    "log_softmax head": (lambda m, x: m.fc(x).log_softmax(1), "'log_softmax' .*remove the last softmax"),
+    "sigmoid head": (lambda m, x: m.fc(x).sigmoid(), "'sigmoid' .*explain the logits"),
+    "output not (N, C)": (lambda m, x: m.fc(x)[:, :, None], r"output is \(2, 4, 1\). return logits"),
+    "output is a tuple": (lambda m, x: (m.fc(x), x), "output is tuple. return logits"),
+    "unknown operation": (lambda m, x: m.fc(x.exp()), "'exp' has no relevance rule. replace it"),
+    "detached": (lambda m, x: m.fc(x.detach()), "'detach' has no relevance rule"),
+    "by way of numpy": (lambda m, x: m.fc(torch.as_tensor(x.numpy())), "numpy"),
+    "by way of a number": (lambda m, x: m.fc(x) * float(x.mean()), "__float__"),
+    "assignment to a slice": (lambda m, x: m.fc(assigned(x)), "__setitem__"),
+    "under no_grad": (lambda m, x: torch.no_grad()(m.fc)(x), "does not depend on the input.*no_grad"),
+    "constant": (lambda m, x: torch.ones(2, 4, dtype=x.dtype), "does not depend on the input"),
+    "constant parameter": (lambda m, x: m.fc.bias.expand(2, 4), "does not depend on the input"),
+    "padded with ones": (lambda m, x: m.fc(F.pad(x[:, 1:], (1, 0), value=1.0)), "pads with a value other than 0"),
+    "wrong size": (lambda m, x: m.fc(x[:, 1:]), r"fc: its input has shape \(2, 2\), it wants \(..., 3\)"),
+    "NaN in the weights": (lambda m, x: F.linear(x, m.fc.weight / 0), "logits are not finite"),
+    "active dropout": (lambda m, x: F.dropout(m.fc(x)), "dropout is active"),
+    "changed in place": (lambda m, x: m.fc(add_(x.relu(), x)), "changed in place. use the out-of-place function"),
+    "adds a number": (lambda m, x: m.fc(x) + 1, "addition of a number"),
+}
+
+
+def assigned(x):
+    x[:, 0] = 0
+    return x
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_models_that_cannot_be_explained_are_refused(name):
+    run, match = BAD_MODELS[name]
+    with pytest.raises(ZsuError, match=match):
+        explain(Net(run, fc=nn.Linear(3, 4)).double().eval(), rand(2, 3), 1)
+
+
+def test_train_mode_is_refused_and_buffers_stay():
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout()))
+    model[1].train()
+    before = snapshot(model)
+    with pytest.raises(ZsuError, match=r"^1: the model is in train mode. call model.eval\(\)"):
+        explain(model, rand(2, 1, 5, 5), 0)
+    unchanged(before, snapshot(model))
+
+
+def test_batchnorm_without_statistics_is_refused():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten())
+    with pytest.raises(ZsuError, match="^1: BatchNorm computes the statistics of the batch"):
+        explain(model.double().eval(), rand(2, 1, 5, 5), 0)

@@ -92,12 +92,14 @@ def forget(
     Raises
     ------
     ZsuError
-        Unknown method or perturbation, k < 1 or more neurons than a layer has, and what `explain` refuses.
+        Unknown method or perturbation, k < 1 or more neurons than a layer has, target no integer, and what
+        `explain` refuses.
 
     Warns
     -----
     UserWarning
-        The model recognises none of the samples as the class; or ``"paths"`` did not reach chance.
+        The model recognises none of the samples as the class; the edit changes no weight; or ``"paths"`` did not
+        reach chance.
     """
     if method not in METHODS:
         raise ZsuError(f"unknown method {method!r}", where="forget", remedy=f"use one of {', '.join(METHODS)}")
@@ -105,6 +107,8 @@ def forget(
         raise ZsuError(f"k is {k!r}", where="forget", remedy="use an integer of at least 1")
     if method == "mask" and perturbation != "zero":
         raise ZsuError("the mask adds no noise", where="forget", remedy="leave perturbation at 'zero'")
+    if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
+        raise ZsuError(f"target is {target!r}", where="forget", remedy="pass the index of one class")
     started = time.perf_counter()
     relevance = explain(model, x, target)
     if not (relevance.logits.argmax(1) == target).any():
@@ -118,6 +122,8 @@ def forget(
         neurons = {"lra-npp": frequent_neurons, "random": random_neurons, "head-npp": head_neurons}[method]
         cut, selection = neurons(model, x, relevance, k, seed)
         patch = perturb(model, selection, **noise)
+    if patch.weights_changed == 0:
+        warnings.warn("the edit has no effect: no weight changes", stacklevel=2)
     edited = patch.apply(copy.deepcopy(model))
     patch.metadata |= {
         "target": str(target),
@@ -182,7 +188,7 @@ def lower_bias(
     Some classes are told by the lack of evidence for the others; then the bias alone decides for them.
     """
     head = relevance.layers[-1]
-    bias = f"{head.weight.rpartition('.')[0]}.bias" if head.weight else ""
+    bias = head.weight.removesuffix("weight") + "bias" if head.weight else ""
     parameters = dict(model.named_parameters())
     if head.kind != "linear" or bias not in parameters:
         warnings.warn(
@@ -226,6 +232,7 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         node = relevance.layers[number]
         if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
             continue
+        refuse_transposed(node)
         k, j, *window = model.get_parameter(node.weight).shape
         size = int(np.prod(window, initial=1))
         offset = 0
@@ -271,8 +278,8 @@ def head_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | Non
     """head-npp: columns of the head that belong to the 2 k neurons most often relevant for the predicted class."""
     predicted = explain(model, x, relevance.logits.argmax(1), "epsilon")
     head = predicted.layers[-1]
-    if not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
-        raise ZsuError("its input is not one layer's output", where=head.name, remedy="use another method")
+    if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
+        raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
     (source,) = head.sources[0]
     below = predicted.layers[source.node]
     neurons = most_frequent(below, k, keep=2)
@@ -287,11 +294,16 @@ def hidden_layers(relevance: Relevance) -> list[Node]:
     """Layers with a weight parameter, without the one that computes the logits."""
     hidden = [n for n in relevance.layers[:-1] if n.weight]
     for node in hidden:
-        if node.kind.startswith("conv_transpose"):
-            raise ZsuError("neurons of a transposed convolution", where=node.name, remedy="use method='paths'")
+        refuse_transposed(node)
     if not hidden:
         raise ZsuError("the model has no hidden layer with weights", where="forget", remedy="use method='mask'")
     return hidden
+
+
+def refuse_transposed(node: Node) -> None:
+    """Weights (J, K, ...) instead of (K, J, ...) are not taken apart here."""
+    if node.kind.startswith("conv_transpose"):
+        raise ZsuError("a transposed convolution", where=node.name, remedy="use method='head-npp' or 'mask'")
 
 
 def most_frequent(node: Node, k: int | None, keep: int = 1) -> Tensor:
@@ -328,7 +340,7 @@ def mask(model: nn.Module, relevance: Relevance, target: int) -> tuple[Patch, pd
     """The class's row of the head becomes 0 and its bias a constant far below every logit."""
     head = relevance.layers[-1]
     parameters = dict(model.named_parameters())
-    bias = f"{head.weight.rpartition('.')[0]}.bias" if head.weight else None
+    bias = head.weight.removesuffix("weight") + "bias" if head.weight else None
     if head.kind != "linear" or bias not in parameters:
         raise ZsuError("the last layer is not a Linear with bias", where=head.name, remedy="use another method")
     width = parameters[head.weight].shape[1]

@@ -14,12 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numba import njit
 
 from .errors import ZsuError
 from .relevance import Relevance
-from .tape import Node, Source
+from .tape import Node
 
 
 @dataclass(eq=False)
@@ -32,7 +31,7 @@ class PathGraph:
         Names of the layers, input first.
     first : int64 array (layers + 1,)
         Number of each layer's first node; the last entry is `start`.
-    probability : float32 array (edges,)
+    probability : float64 array (edges,)
         p(j|k), 0 where no path leads on.
     run_of, run_begin, run_length, run_source : int64 arrays
         Node k owns the runs run_of[k] to run_of[k + 1]; see the module's docstring.
@@ -56,7 +55,7 @@ class PathGraph:
         return self.layers[layer], int(node - self.first[layer])
 
     def flow(self) -> np.ndarray:
-        """float32 (edges,): share of all paths that use each edge."""
+        """float64 (edges,): share of all paths that use each edge."""
         return flows(self.probability, self.run_of, self.run_begin, self.run_length, self.run_source)
 
     def ends(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -81,18 +80,15 @@ def build_graph(relevance: Relevance) -> PathGraph:
     first = np.concatenate([[0], np.cumsum(sizes)])
     blocks, values, size = [], [], 0
     for number, node in enumerate(layers):
-        for edges, begin, source in runs_of(node):
-            k = len(edges)
-            rows = np.arange(k)
-            target = first[number] + rows
-            from_node = first[source.node] + begin(rows)
-            blocks.append((target, size + rows * edges.shape[1], np.full(k, edges.shape[1]), from_node))
-            values.append(edges.detach().float().cpu().numpy().ravel())  # (K, J) -> (K * J,)
+        for edges, targets, below, sources in runs_of(node):
+            k, length = edges.shape
+            begin = size + np.arange(k) * length
+            blocks.append((first[number] + targets, begin, np.full(k, length), first[below] + sources))
+            values.append(edges.double().cpu().numpy().ravel())  # (k, length) -> (k * length,)
             size += edges.numel()
-    seed = relevance.layers[-1].relevance.sum(0)  # (classes,): the walk starts at the logits explained
-    top = number_of_logits(relevance)
-    blocks.append(([first[-1]], [size], [len(seed)], [first[top]]))
-    values.append(seed.detach().float().cpu().numpy())
+    seed = logits_layer(relevance).relevance.sum(0)  # (classes,): the walk starts at the logits explained
+    blocks.append(([first[-1]], [size], [len(seed)], [first[-2]]))
+    values.append(seed.double().cpu().numpy())
     target, run_begin, run_length, run_source = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
     order = np.argsort(target, kind="stable")
     run_of = np.searchsorted(target[order], np.arange(first[-1] + 2))
@@ -119,16 +115,18 @@ def build_graph(relevance: Relevance) -> PathGraph:
     return graph
 
 
-def number_of_logits(relevance: Relevance) -> int:
-    """Index of the layer whose nodes are the logits: the last one."""
+def logits_layer(relevance: Relevance) -> Node:
+    """The layer whose nodes are the logits: the last one."""
     top = relevance.layers[-1]
     if top.relevance.shape[1] != relevance.logits.shape[1]:
         raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
-    return len(relevance.layers) - 1
+    return top
 
 
 def runs_of(node: Node):
-    """Yield (edges (K, channels), first channel of row k, Source) for each stretch of sources of a node."""
+    """Yield (edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of
+    sources of a node: row i holds the edges from a target to `length` consecutive source channels.
+    """
     if node.kind == "input":
         return
     if not node.edges:
@@ -140,43 +138,28 @@ def runs_of(node: Node):
                 where=node.name,
                 remedy="paths follow convolutions, linear layers, additions, concatenations, pools and flatten",
             )
+        if node.groups > 1 and len(sources) > 1:
+            raise ZsuError("a grouped convolution over a concatenation", where=node.name, remedy="not supported yet")
         one_to_one = node.kind == "add" or node.groups == 0
+        targets = np.arange(len(edges))
         offset = 0
         for source in sources:
-            n = source.channels
-            if one_to_one:
-                yield edges[offset : offset + n].reshape(-1, 1), identity, source  # (K,) -> (K, 1)
+            width = source.channels * source.group
+            if one_to_one:  # target offset + i sees channel i // group
+                mine = slice(offset, offset + width)
+                yield edges[mine].reshape(-1, 1), targets[mine], source.node, np.arange(width) // source.group
             elif node.groups == 1:
-                part = edges[:, offset : offset + n * source.group]
-                yield (
-                    part.unflatten(1, (n, source.group)).sum(2),
-                    first_channel,
-                    source,
-                )  # (K, J) -> (K, C, P) -> (K, C)
-            else:
-                yield edges, grouped(node, sources, edges), source
-            offset += n * source.group
-
-
-def identity(rows: np.ndarray) -> np.ndarray:
-    return rows
-
-
-def first_channel(rows: np.ndarray) -> np.ndarray:
-    return np.zeros_like(rows)
-
-
-def grouped(node: Node, sources: tuple[Source, ...], edges: torch.Tensor):
-    """Row k of a grouped convolution sees the J / groups channels of its own group."""
-    if len(sources) > 1:
-        raise ZsuError("a grouped convolution over a concatenation", where=node.name, remedy="not supported yet")
-    per_group = len(edges) // node.groups
-    return lambda rows: rows // per_group * edges.shape[1]
+                part = edges[:, offset : offset + width].unflatten(1, (source.channels, source.group))
+                yield part.sum(2), targets, source.node, np.zeros_like(targets)  # (K, C, group) -> (K, C)
+            else:  # target k sees the J / groups channels of its own group
+                per_group = len(edges) // node.groups
+                yield edges, targets, source.node, targets // per_group * edges.shape[1]
+            offset += width
 
 
 @njit(cache=True, nogil=True)
 def normalise(value, run_of, run_begin, run_length, run_source, inputs):
-    """In place: edge relevance -> p(j|k); returns which nodes reach the input (float sums in float64)."""
+    """In place: edge relevance -> p(j|k); returns which nodes reach the input."""
     nodes = len(run_of) - 1
     alive = np.zeros(nodes, np.bool_)
     alive[:inputs] = True
@@ -202,7 +185,7 @@ def flows(p, run_of, run_begin, run_length, run_source):
     nodes = len(run_of) - 1
     visits = np.zeros(nodes)
     visits[nodes - 1] = 1.0
-    flow = np.zeros(len(p), np.float32)
+    flow = np.zeros(len(p))
     for k in range(nodes - 1, -1, -1):
         for r in range(run_of[k], run_of[k + 1]):
             for m in range(run_length[r]):

@@ -105,7 +105,7 @@ def completions(p, run_of, run_begin, run_length, run_source, inputs):
             for m in range(run_length[r]):
                 edge = p[run_begin[r] + m]
                 if edge > 0:
-                    best[k] = max(best[k], np.log(np.float64(edge)) + best[run_source[r] + m])
+                    best[k] = max(best[k], np.log(edge) + best[run_source[r] + m])
     return best
 
 
@@ -121,7 +121,7 @@ def through(p, run_of, run_begin, run_length, run_source, best):
             for m in range(run_length[r]):
                 edge = p[run_begin[r] + m]
                 if edge > 0:
-                    reached = down[k] + np.log(np.float64(edge))
+                    reached = down[k] + np.log(edge)
                     source = run_source[r] + m
                     down[source] = max(down[source], reached)
                     score[run_begin[r] + m] = reached + best[source]
@@ -141,7 +141,7 @@ def sorted_children(node, p, run_of, run_begin, run_length, run_source, best):
             edge = p[run_begin[r] + m]
             if edge > 0:
                 child[n] = run_source[r] + m
-                step[n] = np.log(np.float64(edge))
+                step[n] = np.log(edge)
                 score[n] = step[n] + best[child[n]]
                 n += 1
     order = np.argsort(-score, kind="mergesort")

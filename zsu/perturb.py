@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .data import write_atomically
 from .errors import ZsuError
 
 Selection = Mapping[str, Tensor]  # name of a parameter -> int64 indices into its flattened values
@@ -80,17 +80,10 @@ class Patch:
         return model
 
     def save(self, path: str | Path) -> None:
-        """Write the patch as safetensors; beside the file first, then moved into place."""
+        """Write the patch as safetensors, whole or not at all; `ZsuError` where that fails."""
         tensors = {f"{name}:{key}": getattr(c, key) for name, c in self.changes.items() for key in Change._fields}
-        path = Path(path)
-        beside = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, beside, metadata={"zsu_patch": json.dumps(self.metadata)})
-            os.replace(beside, path)
-        except (OSError, SafetensorError) as error:
-            beside.unlink(missing_ok=True) if beside.parent.is_dir() else None
-            raise ZsuError(f"cannot write: {error}", where=str(path), remedy="choose a writable folder") from error
+        content = safetensors.torch.save(tensors, {"zsu_patch": json.dumps(self.metadata)})
+        write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
@@ -147,7 +140,8 @@ def perturb(
             new = torch.zeros_like(old)
         else:
             noise = standard_noise(perturbation, len(old), generator)
-            new = (old.float() + scale * float(weight.float().std()) * noise).to(old.dtype)
+            deviation = float(weight.double().std(correction=0))  # 0, not NaN, where there is a single weight
+            new = (old.double() + scale * deviation * noise).to(old.dtype)
         changes[name] = Change(index, old, new)
     return Patch(changes, {"perturbation": perturbation, "scale": str(scale), "seed": str(seed)})
 

@@ -112,14 +112,36 @@ def explain(
         tape.start(first)
         with tape:
             logits = model(first)
-        weights = output_weights(logits.detach(), target, rule)
-        grads = torch.autograd.grad(logits, [leaf, *tape.constants], weights, allow_unused=True)
+        weights = output_weights(logits, target, rule).detach()
+        if not logits.requires_grad:
+            raise unrelated()
+        grads = gradients(logits, [leaf, *tape.constants], weights)
     if grads[0] is None:
-        raise ZsuError("the output does not depend on the input", where="explain")
+        raise unrelated()
     relevance = leaf.detach() * grads[0]
     nodes = finished(tape.nodes, relevance)
     constant = sum(total(t * g) for t, g in zip(tape.constants, grads[1:], strict=True) if g is not None)
     return Relevance(relevance, logits.detach(), logits.detach() * weights, nodes, constant)
+
+
+def gradients(logits: Tensor, inputs: list[Tensor], weights: Tensor) -> tuple[Tensor | None, ...]:
+    """torch.autograd.grad; what a change in place makes impossible is said with a remedy."""
+    try:
+        return torch.autograd.grad(logits, inputs, weights, allow_unused=True)
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ZsuError(
+            "a tensor that the backward pass needs is changed in place",
+            where="explain",
+            remedy="use the out-of-place function in the model",
+        ) from error
+
+
+def unrelated() -> ZsuError:
+    return ZsuError(
+        "the output does not depend on the input", where="explain", remedy="use no detach or no_grad in the model"
+    )
 
 
 def finished(nodes: list[Node], relevance: Tensor) -> list[Node]:
@@ -175,9 +197,12 @@ def output_weights(logits: Tensor, target: int | Tensor, rule: Rule) -> Tensor:
     if not logits.isfinite().all():
         raise ZsuError("the logits are not finite", where="explain", remedy="check the model's parameters for NaN")
     n, classes = logits.shape
-    target = torch.as_tensor(target, device=logits.device)
+    try:
+        target = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ZsuError(f"target is {target!r}", where="target", remedy="pass the index of a class") from error
     if target.is_floating_point() and target.shape == logits.shape and target.isfinite().all():
-        return target / stabilised(logits, rule.epsilon)
+        return target.to(logits.dtype) / stabilised(logits, rule.epsilon)
     if target.is_floating_point() or target.dtype == torch.bool or target.dim() > 1 or target.numel() not in (1, n):
         remedy = "pass a class, classes (N,), or a finite floating seed (N, classes)"
         raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy=remedy)

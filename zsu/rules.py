@@ -79,6 +79,11 @@ class Gamma(Rule):
 
     gamma: float = 0.25
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.gamma >= 0:
+            raise ZsuError(f"gamma is {self.gamma}", where="Gamma", remedy="use a number of at least 0")
+
     def __call__(self, R: Tensor, z: Tensor, w: Tensor, b: Tensor | None) -> Portions:
         favoured = (positive, negative), (negative, positive)
         for on, (toward, against) in zip((z > 0, z < 0), favoured, strict=True):

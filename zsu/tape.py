@@ -151,6 +151,7 @@ class Layer:
     nonnegative: bool  # of x
     edges: bool
     z: Tensor  # the output
+    version: int  # of x when the layer read it
 
     @property
     def axis(self) -> int:
@@ -164,13 +165,13 @@ class Weighted(torch.autograd.Function):
     def forward(ctx, x: Tensor, layer: Layer) -> Tensor:
         z = layer.z
         layer.z = z.detach()  # shares memory with the output; Tape.protect copies it before a change in place
-        ctx.layer, ctx.version = layer, x._version
+        ctx.layer = layer
         return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
-        if ctx.layer.x._version != ctx.version:
+        if ctx.layer.x._version != ctx.layer.version:
             raise ZsuError(
                 "the input of this layer is changed in place after the layer has read it",
                 where=ctx.layer.node.name,
@@ -266,12 +267,14 @@ PER_CHANNEL = set(
     "relu relu_ dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout contiguous clone pad "
     "leaky_relu leaky_relu_ max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate".split()
 )
-SIGN_CHANGING = {"pad", "mul", "mul_", "div", "div_"}
+SIGN_CHANGING = {"pad", "interpolate", "mul", "mul_", "div", "div_"}
 # The same, but channels may move: relevance is exact, the path graph follows only the first group.
 REGROUPING = set("flatten reshape view squeeze mean".split())
 REARRANGING = set("permute transpose unsqueeze expand chunk split unbind __getitem__ sum".split())
+# Return no tensor, and yet what follows depends on the input.
+HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
 # with a tensor that does not depend on the input, or a number
 SCALING = {"mul", "mul_", "div", "div_"}
 
@@ -369,7 +372,9 @@ class Tape(TorchFunctionMode):
     def batch_norm(
         self, func, input, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
     ):
-        """y = s x + t. After a convolution: one weighted layer (w s, b s + t); elsewhere an affine layer of its own."""
+        """y = s x + t. Right after a convolution or a Linear on (N, J): one weighted layer (w s, b s + t); elsewhere an
+        affine layer of its own.
+        """
         if training or running_mean is None:
             raise ZsuError(
                 "BatchNorm computes the statistics of the batch",
@@ -381,13 +386,16 @@ class Tape(TorchFunctionMode):
             s = s if weight is None else s * weight
             t = -running_mean * s if bias is None else bias - running_mean * s
         value = self.value(func, "batch_norm", input, running_mean, running_var, weight, bias, False, momentum, eps)
-        conv = self.origins[input].layer
-        if conv is None or not isinstance(conv.op, Conv) or conv.op.transposed:
+        layer = self.origins[input].layer
+        merges = layer is not None and (
+            not layer.op.transposed if isinstance(layer.op, Conv) else isinstance(layer.op, Linear) and input.dim() == 2
+        )
+        if not merges:
             return self.weighted("batch_norm", Affine(), input, s, t, value, name=self.where(weight, "batch_norm"))
         with torch.no_grad():
-            w = conv.w * s.reshape(-1, *[1] * (conv.w.dim() - 1))  # (K,) -> (K, 1, ...)
-            b = t if conv.b is None else conv.b * s + t
-        return self.weighted(conv.node.kind, conv.op, conv.x, w, b, value, name=conv.node.name, like=conv)
+            w = layer.w * s.reshape(-1, *[1] * (layer.w.dim() - 1))  # (K,) -> (K, 1, ...)
+            b = t if layer.b is None else layer.b * s + t
+        return self.weighted(layer.node.kind, layer.op, layer.x, w, b, value, name=layer.node.name, like=layer)
 
     def value(self, func, where, *args, **kwargs) -> Tensor:
         """The layer's own output; what torch refuses is said with the layer's name."""
@@ -401,9 +409,20 @@ class Tape(TorchFunctionMode):
     def weighted(self, kind, op, x, w, b, value, name=None, like=None) -> Tensor:
         origin = self.origins[x]
         weight_name = like.node.weight if like else self.names.get(id(w))
-        node = Node(kind, name or self.where(w, kind), weight_name, op.groups, [origin.sources])
+        follows_channels = x.dim() == 2 or not isinstance(op, Linear)  # a Linear on (N, C, J) mixes the last axis
+        sources = origin.sources if follows_channels else None
+        node = Node(kind, name or self.where(w, kind), weight_name, op.groups, [sources])
         layer = Layer(
-            node, op, x, w.detach(), None if b is None else b.detach(), self.rule, origin.nonnegative, self.edges, value
+            node,
+            op,
+            x,
+            w.detach(),
+            None if b is None else b.detach(),
+            self.rule,
+            origin.nonnegative,
+            self.edges,
+            value,
+            like.version if like else x._version,
         )
         self.nodes.append(node)
         self.layers.append(layer)
@@ -478,12 +497,17 @@ class Tape(TorchFunctionMode):
             return self.unknown(func, name, args, kwargs)
         if "dropout" in name and bound(args, kwargs, 2, "training", True):
             raise ZsuError("dropout is active", where=name, remedy="call model.eval(), or pass training=False")
-        if name.endswith("_") and not name.startswith(("_", "relu")):
+        if name == "pad" and bound(args, kwargs, 3, "value", None):
+            raise ZsuError("pads with a value other than 0", where="pad", remedy="pad with 0 in the model")
+        in_place = name.endswith("_") or kwargs.get("inplace")
+        if in_place and not name.startswith("relu"):  # a ReLU in place zeroes only what gets no relevance
             self.protect(x)
         out = func(*args, **kwargs)
         sources = origin.sources if scaled or name in PER_CHANNEL else None
         if name in REGROUPING:
-            sources = regrouped(origin.sources, x, out)
+            axes = bound(args, kwargs, 1, "dim", None) if name == "mean" else None
+            positions = {d % x.dim() for d in as_list(axes, 1)} == set(range(2, x.dim())) if axes is not None else False
+            sources = regrouped(origin.sources, x, out, positions)
         nonnegative = name in ("relu", "relu_") or (origin.nonnegative and name not in SIGN_CHANGING)
         for t in tensors_in(out if isinstance(out, (tuple, list)) else (out,)):
             if t.is_floating_point():
@@ -492,9 +516,10 @@ class Tape(TorchFunctionMode):
 
     def unknown(self, func, name, args, kwargs):
         """Questions about a tensor (shape, dtype, ...) pass; anything else that depends on the input is refused."""
-        out = func(*args, **kwargs)
-        if name not in ("item", "tolist", "numpy", "__array__") and not tensors_in((out,)):
-            return out
+        if name not in HIDING:
+            out = func(*args, **kwargs)
+            if not tensors_in((out,)):
+                return out
         heads = ("softmax", "log_softmax", "sigmoid", "logsigmoid")
         remedy = (
             "explain the logits: remove the last softmax or sigmoid from the model"
@@ -510,13 +535,12 @@ class Tape(TorchFunctionMode):
                 layer.z = layer.z.clone()
 
 
-def regrouped(sources, x: Tensor, out) -> tuple[Source, ...] | None:
+def regrouped(sources, x: Tensor, out, averaged_positions: bool) -> tuple[Source, ...] | None:
     """Sources after (N, C, positions) -> (N, C * positions) or -> (N, C); None for other rearrangements."""
     if sources is None or not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != x.shape[0]:
         return None
     positions, rest = divmod(out.shape[1], x.shape[1])
-    same_size = out.numel() == x.numel()
-    if rest or not (same_size or positions == 1):
+    if rest or not (out.numel() == x.numel() or averaged_positions and positions == 1):
         return None
     return tuple(Source(s.node, s.channels, s.group * positions) for s in sources)
 

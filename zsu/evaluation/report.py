@@ -72,7 +72,9 @@ def audit(
     target = class_index(test, target)
     if {"original", "retrain"} & set(forgotten):
         raise ZsuError("'original' and 'retrain' are rows of the table already", where="audit", remedy="rename")
-    models = {"original": original} | {name: getattr(f, "model", f) for name, f in forgotten.items()}
+    models = {"original": original} | {
+        name: f.model if isinstance(f, Forgotten) else f for name, f in forgotten.items()
+    }
     bar = tqdm(total=2 * (len(models) + len(references)), desc="audit", unit="model", disable=not progress)
     with bar:
         at_test = [outputs(m, test, target, bar) for m in references]

@@ -17,18 +17,27 @@ def predict(model: nn.Module, dataset: Dataset) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ZsuError
-        The outputs are not finite or not (N, classes), or images and model do not fit together.
+        The model is in train mode; the outputs are not finite or not (N, classes); the data set is empty; or images
+        and model do not fit together.
     """
+    if any(m.training for m in model.modules()):
+        raise ZsuError("the model is in train mode", where="audit", remedy="call model.eval()")
+    if len(dataset) == 0:
+        raise ZsuError("the data set is empty", where="audit", remedy="pass one with samples of every class")
     like = next(model.parameters())
     outputs, labels = [], []
     for x, y in batches(dataset):
         try:
-            outputs.append(model(x.to(like.device, like.dtype)).double().softmax(1).cpu())
+            logits = model(x.to(like.device, like.dtype)).double()
         except RuntimeError as error:
             remedy = "load the data in the shape that the model was built for"
             raise ZsuError(
                 f"the model refuses images {tuple(x.shape)}: {error}", where="audit", remedy=remedy
             ) from error
+        if logits.dim() != 2:
+            remedy = "audit a model whose output is (N, classes)"
+            raise ZsuError(f"the outputs have shape {tuple(logits.shape)}", where="audit", remedy=remedy)
+        outputs.append(logits.softmax(1).cpu())
         labels.append(y)
     p, y = torch.cat(outputs), torch.cat(labels)
     if not p.isfinite().all():
@@ -60,7 +69,18 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
     ----------
     p, q : Tensor (N, classes)
         Probabilities.
+
+    Raises
+    ------
+    ZsuError
+        p and q differ in shape.
     """
+    if p.shape != q.shape:
+        raise ZsuError(
+            f"outputs of shape {tuple(p.shape)} and {tuple(q.shape)}",
+            where="jensen_shannon",
+            remedy="compare models with the same classes on the same samples",
+        )
     m = (p + q) / 2
     divergence = torch.special.xlogy(p, p / m).nan_to_num() + torch.special.xlogy(q, q / m).nan_to_num()
     return float(divergence.sum(1).mean() / 2)
