@@ -271,8 +271,8 @@ PER_CHANNEL = set(
 )
 SIGN_CHANGING = {"pad", "interpolate", "mul", "mul_", "div", "div_"}
 # The same, but channels may move: relevance is exact, the path graph follows only the first group.
-REGROUPING = set("flatten reshape view squeeze mean".split())
-REARRANGING = set("permute transpose unsqueeze expand chunk split unbind __getitem__ sum".split())
+REGROUPING = set("flatten reshape view squeeze".split())
+REARRANGING = set("mean permute transpose unsqueeze expand chunk split unbind __getitem__ sum".split())
 # Return no tensor, and yet what follows depends on the input.
 HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
 # with a tensor that does not depend on the input, or a number
@@ -505,9 +505,9 @@ class Tape(TorchFunctionMode):
         out = func(*args, **kwargs)
         sources = origin.sources if scaled or name in PER_CHANNEL else None
         if name in REGROUPING:
-            axes = bound(args, kwargs, 1, "dim", None) if name == "mean" else None
-            positions = {d % x.dim() for d in as_list(axes, 1)} == set(range(2, x.dim())) if axes is not None else False
-            sources = regrouped(origin.sources, x, out, positions)
+            sources = regrouped(origin.sources, x, out)
+        if name == "mean" and (axes := bound(args, kwargs, 1, "dim", None)) is not None:
+            sources = origin.sources if all(axis % x.dim() >= 2 for axis in as_list(axes, 1)) else None
         nonnegative = name in ("relu", "relu_") or (origin.nonnegative and name not in SIGN_CHANGING)
         for t in tensors_in(out if isinstance(out, (tuple, list)) else (out,)):
             if t.is_floating_point():
@@ -535,13 +535,13 @@ class Tape(TorchFunctionMode):
                 layer.z = layer.z.clone()
 
 
-def regrouped(sources, x: Tensor, out, averaged_positions: bool) -> tuple[Source, ...] | None:
-    """Sources after (N, C, positions) -> (N, C * positions) or -> (N, C); None for other rearrangements."""
-    if sources is None or not isinstance(out, Tensor) or out.dim() != 2 or out.shape[0] != x.shape[0]:
+def regrouped(sources, x: Tensor, out) -> tuple[Source, ...] | None:
+    """Sources after (N, C, ...) -> (N, C, other positions) or (N, C * positions); None for other rearrangements."""
+    if sources is None or x.shape[:2] == out.shape[:2]:
+        return sources
+    if out.dim() != 2 or out.shape[0] != x.shape[0]:
         return None
-    positions, rest = divmod(out.shape[1], x.shape[1])
-    if rest or not (out.numel() == x.numel() or averaged_positions and positions == 1):
-        return None
+    positions = x[0, 0].numel()
     return tuple(Source(s.node, s.channels, s.group * positions) for s in sources)
 
 

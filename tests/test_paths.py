@@ -1,0 +1,374 @@
+"""The path search against full enumeration, on graphs of real networks and on random ones."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from zsu import ZsuError, explain, find_paths
+from zsu.graph import PathGraph, build_graph
+from zsu.models import SmallCNN
+from zsu.paths import Paths, best_through, completions, search
+
+
+def enumerate_paths(graph):
+    """All (nodes, probability) below `start`, each edge once, most probable first."""
+    edges = {}
+    for node in range(len(graph.run_of) - 1):
+        edges[node] = [
+            (int(graph.run_source[r] + m), float(graph.probability[graph.run_begin[r] + m]))
+            for r in range(graph.run_of[node], graph.run_of[node + 1])
+            for m in range(graph.run_length[r])
+        ]
+    found, open_paths = [], [((graph.start,), 1.0)]
+    while open_paths:
+        nodes, p = open_paths.pop()
+        if nodes[-1] < graph.first[1]:
+            found.append((nodes[1:], p))
+        open_paths += [((*nodes, source), p * q) for source, q in edges[nodes[-1]] if q > 0]
+    return sorted(found, key=lambda path: -path[1])
+
+
+def search_all(graph, k):
+    """`search` on a graph, as `find_paths` calls it."""
+    arrays = graph.probability, graph.run_of, graph.run_begin, graph.run_length, graph.run_source
+    inputs = int(graph.first[1])
+    nodes, score = search(*arrays, completions(*arrays, inputs), k, len(graph.layers) + 1)
+    return Paths(nodes[:, 1:], np.exp(score), graph)
+
+
+def numbered(paths):
+    """[(nodes, probability)] of Paths."""
+    return [
+        (tuple(int(n) for n in nodes if n >= 0), p) for nodes, p in zip(paths.nodes, paths.probability, strict=True)
+    ]
+
+
+def same_paths(found, expected):
+    """The same paths, probabilities and order; within a tie any order."""
+    assert len(found) == len(expected)
+    assert np.allclose([p for _, p in found], [p for _, p in expected], rtol=1e-9, atol=0)
+    assert len({n for n, _ in found}) == len(found)
+    truth = dict(expected)
+    assert all(truth[nodes] == pytest.approx(p, rel=1e-9) for nodes, p in found)
+    assert all(a >= b * (1 - 1e-12) for (_, a), (_, b) in zip(found, found[1:], strict=False))
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b = nn.Conv2d(2, 3, 3), nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+        self.fc = nn.Linear(3 * 4, 3)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = (x + self.a(x)).relu()
+        x = self.b(x).add_(x)
+        return self.fc(x.flatten(1))
+
+
+class Concatenation(nn.Module):
+    """DenseNet and Inception in small: BatchNorm, a convolution, and an addition over concatenations."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 2, 3), nn.Conv2d(5, 5, 1)
+        self.bn, self.last, self.fc = nn.BatchNorm2d(5), nn.Conv2d(5, 2, 2), nn.Linear(2, 3)
+
+    def forward(self, x):
+        x = torch.cat([self.a(x), self.b(x)], 1)
+        return self.fc(self.last(x + self.c(self.bn(x).relu())).flatten(1))
+
+
+NETS = {
+    "sequential": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3, 3)
+    ),
+    "flatten": lambda: nn.Sequential(nn.Conv2d(2, 4, 2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5), nn.Linear(5, 3)),
+    "groups": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 2, groups=2), nn.ReLU(), nn.Conv2d(4, 6, 3, groups=2), nn.Flatten(), nn.Linear(6, 3)
+    ),
+    "BatchNorm1d after flatten": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)
+    ),
+    "residual": Residual,
+    "concatenation": Concatenation,
+}
+
+
+def block_diagonal(edges, groups):
+    """Edges (K, J / groups) of a grouped convolution as a matrix (K, J)."""
+    return torch.block_diag(*edges.chunk(groups))
+
+
+def at(rows, matrix, n):
+    """The matrix in those rows of n, zeros in the others."""
+    out = torch.zeros(n, matrix.shape[1], dtype=matrix.dtype)
+    out[rows] = matrix
+    return out
+
+
+def structure(name, r):
+    """What the network is, written by hand: (target layer, source layer, edge relevance (K, J)) for each connection."""
+    e, diag = r.edges, torch.diag
+    add = [n.edges for n in r.layers if n.kind == "add"]
+    return {
+        "sequential": lambda: [("5", "2", e["5"]), ("2", "0", e["2"]), ("0", "input", e["0"])],
+        "flatten": lambda: [
+            ("4", "3", e["4"]), ("3", "0", e["3"].reshape(5, 4, 9).sum(2)), ("0", "input", e["0"])
+        ],
+        "groups": lambda: [
+            ("4", "2", e["4"]), ("2", "0", block_diagonal(e["2"], 2)), ("0", "input", block_diagonal(e["0"], 2))
+        ],
+        "BatchNorm1d after flatten": lambda: [
+            ("5", "3", e["5"]),
+            ("3", "0", torch.eye(3).double().repeat_interleave(4, 0) * e["3"]),
+            ("0", "input", e["0"]),
+        ],
+        "residual": lambda: [
+            ("fc", "add#2", e["fc"].reshape(3, 3, 4).sum(2)),
+            ("add#2", "b", diag(add[1][0])), ("add#2", "add", diag(add[1][1])), ("b", "add", e["b"]),
+            ("add", "stem", diag(add[0][0])), ("add", "a", diag(add[0][1])), ("a", "stem", e["a"]),
+            ("stem", "input", e["stem"]),
+        ],
+        "concatenation": lambda: [
+            ("fc", "last", e["fc"]), ("last", "add", e["last"]),
+            ("add", "a", at([0, 1, 2], diag(add[0][0][:3]), 5)), ("add", "b", at([3, 4], diag(add[0][0][3:]), 5)),
+            ("add", "c", diag(add[0][1])), ("c", "bn", e["c"]),
+            ("bn", "a", at([0, 1, 2], diag(e["bn"][:3, 0]), 5)), ("bn", "b", at([3, 4], diag(e["bn"][3:, 0]), 5)),
+            ("a", "input", e["a"]), ("b", "input", e["b"]),
+        ],
+    }[name]()  # fmt: skip
+
+
+def enumerate_by_hand(name, r):
+    """All ([(layer, channel), ...], probability) from the edges of an explanation, most probable first."""
+    weights = {}  # (layer, channel) -> {(layer, channel) below: positive relevance}
+    for target, source, matrix in structure(name, r):
+        for k, row in enumerate(matrix.tolist()):
+            below = weights.setdefault((target, k), {})
+            below |= {(source, j): value for j, value in enumerate(row) if value > 0}
+
+    def completions_of(node):
+        """[(path, probability)] from a node, over edges that lead to the input only."""
+        if node[0] == "input":
+            return [((node,), 1.0)]
+        rest = {below: completions_of(below) for below in weights[node]}
+        total = sum(weights[node][below] for below in rest if rest[below])
+        return [((node, *path), weights[node][below] / total * p) for below in rest for path, p in rest[below]]
+
+    top = r.layers[-1]
+    weights["start", 0] = {(top.name, k): v for k, v in enumerate(top.relevance.sum(0).tolist()) if v > 0}
+    return sorted([(path[1:], p) for path, p in completions_of(("start", 0))], key=lambda path: -path[1])
+
+
+def explained(name, rule="z+"):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = NETS[name]().double().eval()
+        for p in model.parameters():
+            p.data += 0.1  # so that many edges are positive
+        x = torch.randn(5, 2, 4, 4, dtype=torch.float64)
+    return explain(model, x, torch.ones(5, 3).double(), rule)
+
+
+# --- real networks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "z+"])
+@pytest.mark.parametrize("name", NETS)
+def test_all_paths_of_a_network_equal_enumeration(name, rule):
+    result = explained(name, rule)
+    expected = enumerate_by_hand(name, result)
+    assert len(expected) > 20
+    paths = find_paths(result, 10**9)
+    same_paths([(tuple(path), p) for path, p in zip(paths, paths.probability, strict=True)], expected)
+    assert paths.probability.sum() == pytest.approx(1, abs=1e-9)
+    assert paths.share[-1] == pytest.approx(1, abs=1e-9)
+    assert len(paths) == len(expected)
+    for k in (1, 7, len(expected) - 1):
+        fewer = find_paths(result, k)
+        assert len(fewer) == k
+        assert np.array_equal(fewer.nodes, paths.nodes[:k])
+        assert np.array_equal(fewer.probability, paths.probability[:k])
+
+
+def test_paths_are_deterministic_and_the_relevance_is_left_alone():
+    result = explained("residual")
+    edges = {name: e.clone() for name, e in result.edges.items()}
+    first, second = find_paths(result, 50), find_paths(result, 50)
+    assert np.array_equal(first.nodes, second.nodes)
+    assert np.array_equal(first.probability, second.probability)
+    assert all(torch.equal(e, edges[name]) for name, e in result.edges.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_unmodified_resnet18_and_small_cnn(dtype):
+    """Long paths and skips: the first of 2,000 paths are the first of 100, each is a chain of the graph."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        nets = torchvision.models.resnet18(num_classes=5), SmallCNN(5, 3)
+        x = torch.randn(2, 3, 32, 32, dtype=dtype)
+    for net in nets:
+        result = explain(net.to(dtype).eval(), x, torch.ones(2, 5, dtype=dtype), "z+")
+        paths = find_paths(result, 2000)
+        assert np.array_equal(find_paths(result, 100).nodes, paths.nodes[:100])
+        graph = paths.graph
+        probability = {
+            (int(k), int(j)): p
+            for k, j, p in zip(*graph.ends(np.arange(len(graph.probability))), graph.probability, strict=True)
+        }
+        for nodes, p in list(zip(paths.nodes, paths.probability, strict=True))[::100]:
+            nodes = [graph.start, *nodes[nodes >= 0].tolist()]
+            steps = [probability[edge] for edge in zip(nodes, nodes[1:], strict=False)]
+            assert np.prod(steps) == pytest.approx(p, rel=1e-9)
+            assert nodes[-1] < graph.first[1]
+
+
+# --- random graphs --------------------------------------------------------------------------------------------
+
+
+@st.composite
+def graphs(draw):
+    """A layered graph with skips: each node sees a few runs of nodes in layers below; some edges are 0, some tie."""
+    sizes = draw(st.lists(st.integers(1, 3), min_size=2, max_size=5))
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    value = st.sampled_from([0.0, 1.0, 1.0, 2.0]) | st.floats(0.01, 5)
+    run_of, begin, length, source, values = [0] * (sizes[0] + 1), [], [], [], []
+    for layer in range(1, len(sizes) + 1):
+        for _ in range(sizes[layer] if layer < len(sizes) else 1):  # the last node is `start`
+            below = draw(st.sets(st.integers(0, layer - 1), min_size=1))
+            for b in sorted(below):
+                row = draw(st.lists(value, min_size=sizes[b], max_size=sizes[b]))
+                begin.append(len(values))
+                length.append(len(row))
+                source.append(first[b])
+                values += row
+            run_of.append(len(begin))
+    arrays = [np.array(a, dtype=np.int64) for a in (run_of, begin, length, source)]
+    names = [str(n) for n in range(len(sizes))]
+    return PathGraph(names, first, np.array(values), *arrays)
+
+
+def normalised(graph):
+    """The chain of a graph in plain Python; None where nothing leads to the input."""
+    graph = copy.deepcopy(graph)
+    alive = [k < graph.first[1] for k in range(graph.start + 1)]
+    for k in range(graph.first[1], graph.start + 1):
+        edges = [
+            (graph.run_begin[r] + m, graph.run_source[r] + m)
+            for r in range(graph.run_of[k], graph.run_of[k + 1])
+            for m in range(graph.run_length[r])
+        ]
+        for e, j in edges:
+            graph.probability[e] *= alive[j]
+        total = sum(graph.probability[e] for e, _ in edges)
+        alive[k] = total > 0
+        for e, _ in edges:
+            graph.probability[e] /= total if total > 0 else 1
+    return graph if alive[-1] else None
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(graphs(), st.integers(1, 40))
+def test_search_equals_enumeration_on_random_graphs(graph, k):
+    graph = normalised(graph)
+    if graph is None:
+        return
+    expected = enumerate_paths(graph)
+    every = search_all(graph, len(expected) + 5)
+    same_paths(numbered(every), expected)
+    assert every.probability.sum() == pytest.approx(1, abs=1e-9)
+    assert np.array_equal(search_all(graph, k).nodes, every.nodes[:k])
+
+    flow, through = np.zeros(len(graph.probability)), np.full(len(graph.probability), -np.inf)
+    targets, sources = graph.ends(np.arange(len(graph.probability)))
+    index = {(int(t), int(s)): e for e, (t, s) in enumerate(zip(targets, sources, strict=True))}
+    for nodes, p in expected:
+        for edge in zip((graph.start, *nodes), nodes, strict=False):
+            flow[index[edge]] += p
+            through[index[edge]] = max(through[index[edge]], np.log(p))
+    assert np.allclose(graph.flow(), flow, atol=1e-12)
+    used = graph.flow() > 0
+    assert np.allclose(best_through(graph, int(graph.first[1]))[used], through[used], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_flow_is_the_sum_over_the_paths_through_an_edge(name):
+    paths = find_paths(explained(name), 10**6)
+    graph = paths.graph
+    flow = np.zeros(len(graph.probability))
+    targets, sources = graph.ends(np.arange(len(flow)))
+    index = {(int(t), int(s)): e for e, (t, s) in enumerate(zip(targets, sources, strict=True))}
+    assert len(index) == len(flow)
+    for nodes, p in numbered(paths):
+        for edge in zip((graph.start, *nodes), nodes, strict=False):
+            flow[index[edge]] += p
+    assert np.allclose(graph.flow(), flow, atol=1e-12)
+
+
+def test_locate_names_every_node():
+    graph = build_graph(explained("residual"))
+    assert graph.layers == ["input", "stem", "a", "add", "b", "add#2", "fc"]
+    assert [graph.locate(n) for n in range(3)] == [("input", 0), ("input", 1), ("stem", 0)]
+    assert graph.locate(graph.start - 1) == ("fc", 2)
+
+
+# --- bad input ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.0, True, None, "3"])
+def test_k_that_is_no_number_of_paths_is_refused(k):
+    with pytest.raises(ZsuError, match=f"k is {k!r}. ask for at least one path"):
+        find_paths(explained("sequential"), k)
+
+
+def test_explanation_without_edges_is_refused():
+    model = nn.Sequential(nn.Linear(3, 2)).eval()
+    with pytest.raises(ZsuError, match=r"0: edges were not computed. call explain\(..., edges=True\)"):
+        find_paths(explain(model, torch.ones(1, 3), 0, edges=False), 5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_edges_that_are_not_finite_are_refused(value):
+    result = explained("sequential")
+    result.edges["2"][0, 0] = value
+    with pytest.raises(ZsuError, match="not finite"):
+        find_paths(result, 5)
+
+
+def test_class_without_positive_relevance_is_refused():
+    model = nn.Linear(2, 2, bias=False).eval()
+    model.weight.data[:] = -1
+    with pytest.raises(ZsuError, match="no positive relevance leads from the logit to the input. explain samples"):
+        find_paths(explain(model, torch.ones(3, 2), 0), 5)
+
+
+class Rearranged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 1), nn.Linear(36, 2)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).permute(0, 2, 3, 1).flatten(1))
+
+
+class MixesPositions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.mix, self.fc = nn.Conv1d(1, 9, 1), nn.Linear(9, 9), nn.Linear(9, 2)
+
+    def forward(self, x):
+        return self.fc(self.mix(self.conv(x.flatten(2))).mean(2))
+
+
+@pytest.mark.parametrize(("make", "layer"), [(Rearranged, "fc"), (MixesPositions, "mix")])
+def test_layers_whose_sources_are_unknown_are_refused_by_name(make, layer):
+    result = explain(make().eval(), torch.rand(2, 1, 3, 3), 0)
+    with pytest.raises(ZsuError, match=f"{layer}: an operation before this layer rearranges channels"):
+        find_paths(result, 5)
