@@ -36,7 +36,7 @@ class Forgotten(NamedTuple):
         The edit; ``patch.revert(model)`` gives the original back bit for bit.
     cut : pandas.DataFrame
         What was perturbed, one row each: layer, channel, source (the source channel of a cut edge; <NA> where the
-        whole neuron was perturbed).
+        whole neuron was perturbed, and where the layer is the name of a bias that was lowered).
     """
 
     model: nn.Module
@@ -203,7 +203,8 @@ def lower_bias(
     old = parameters[bias].detach()[target : target + 1].cpu()
     new = (old.double() - float((logits[:, target] - allowed).max()) - 1e-3).to(old.dtype)  # 1e-3: rounding
     patch.changes[bias] = Change(torch.tensor([target]), old, new)
-    return patch, pd.concat([cut, pd.DataFrame({"layer": [bias], "channel": [target], "source": pd.NA})])
+    lowered = pd.DataFrame({"layer": [bias], "channel": [target], "source": pd.NA})
+    return patch, pd.concat([cut, lowered], ignore_index=True)
 
 
 def specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:

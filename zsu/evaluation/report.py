@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from ..data import class_index
+from ..data import class_index, classes, histogram, targets
 from ..errors import ZsuError
 from ..forgetting import Forgotten
 from .utility import accuracy, jensen_shannon, predict
@@ -70,6 +69,8 @@ def audit(
         does not fit the data.
     """
     target = class_index(test, target)
+    for name, dataset in (("train", train), ("test", test)):
+        check_split(name, dataset, target)
     if {"original", "retrain"} & set(forgotten):
         raise ZsuError("'original' and 'retrain' are rows of the table already", where="audit", remedy="rename")
     models = {"original": original} | {
@@ -100,16 +101,22 @@ def audit(
     return frame
 
 
+def check_split(name: str, dataset: Dataset, target: int) -> None:
+    """`ZsuError` with the number of samples of each class where the class, or all the others, have none."""
+    forget = targets(dataset) == target
+    if not forget.any() or forget.all():
+        raise ZsuError(
+            f"the {name} data holds {histogram(dataset)}",
+            where="audit",
+            remedy=f"pass data with samples of class {classes(dataset)[target]!r} and of others",
+        )
+
+
 def outputs(model: nn.Module, dataset: Dataset, target: int, bar: tqdm) -> dict[str, tuple[Tensor, Tensor]]:
     """(softmax outputs, labels) of the forgotten class and of the others."""
     p, y = predict(model, dataset)
     bar.update()
     forget = y == target
-    if not forget.any() or forget.all():
-        histogram = dict(enumerate(torch.bincount(y, minlength=p.shape[1]).tolist()))
-        raise ZsuError(
-            f"class {target} needs samples of it and of others; samples per class: {histogram}", where="audit"
-        )
     return {"forget": (p[forget], y[forget]), "retained": (p[~forget], y[~forget])}
 
 
@@ -130,13 +137,8 @@ def mean(values: list[float]) -> float:
 def table(frame: pd.DataFrame) -> str:
     """The audit as plain text: n/a for what could not be compared, the null below."""
     shown = frame.rename(columns=lambda c: c.replace("_", " "))
-    formats = {
-        c: (lambda v: "n/a" if np.isnan(v) else f"{v:,.0f}")
-        if c == "weights changed"
-        else (lambda v: "n/a" if np.isnan(v) else f"{v:.3f}")
-        for c in shown.columns
-    }
-    text = shown.to_string(formatters=formats, index_names=False)
+    formats = {"weights changed": "{:,.0f}".format}
+    text = shown.to_string(formatters=formats, float_format="{:.3f}".format, na_rep="n/a", index_names=False)
     null = frame.loc["retrain", "js_forget"]
     note = "n/a: needs two models retrained without the class" if np.isnan(null) else f"{null:.3f} nats"
     return (
