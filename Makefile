@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test notebooks models data
+.PHONY: book test notebooks models data picture
 
 book: .venv/installed  ## run every chapter and build the site, from nothing each time
 	rm -rf _build
@@ -21,7 +21,10 @@ models: .venv/installed  ## train the checkpoints that ship, anew
 	$(BIN)/python -m zsu.training
 
 data: .venv/installed  ## make the bundled data anew
-	$(BIN)/python -m zsu.data
+	$(BIN)/python -W ignore::RuntimeWarning:runpy -m zsu.data
+
+picture: .venv/installed  ## draw the README's picture anew
+	$(BIN)/python book/_assets/readme.py
 
 # The stamp comes last, so an install that failed is done again.
 .venv/installed: pyproject.toml

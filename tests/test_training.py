@@ -26,11 +26,12 @@ def weights(model: nn.Module) -> torch.Tensor:
 
 def test_shipped_model_can_be_made_again():
     splits = data.load()
-    about = models.metadata(models.bundled_path("original", 0))
+    seed = 7  # of median accuracy, so that a machine with other rounding is likely to come near it as well
+    about = models.metadata(models.bundled_path("original", seed))
     model = training.train(
-        models.SmallCNN, splits.train, epochs=about["epochs"], batch_size=about["batch_size"], lr=about["lr"], seed=0
+        models.SmallCNN, splits.train, epochs=about["epochs"], batch_size=about["batch_size"], lr=about["lr"], seed=seed
     )
-    # Bit for bit the same on the same machine. Elsewhere sums are rounded in another order, which 960 steps amplify.
+    # Bit for bit the same on the same machine. Elsewhere sums are rounded in another order, which 1,200 steps amplify.
     for part, dataset in (("train", splits.train), ("test", splits.test)):
         at, ag = training.class_accuracies(model, dataset, "Trouser")
         shipped = 0.1 * about[f"at_{part}"] + 0.9 * about[f"ag_{part}"]

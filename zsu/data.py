@@ -414,7 +414,7 @@ def _sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torc
     return members[order[:n]]
 
 
-def batches(dataset: Dataset, batch_size: int = 500) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Run through a data set in its order, without touching the global random state.
 
     Parameters

@@ -55,7 +55,8 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes) of images (N, channels, H, W)."""
-        x = self.pool1(self.relu1(self.conv1(x)))  # (N, channels, 28, 28) -> (N, 16, 14, 14)
+        x = self.conv1(x).contiguous(memory_format=torch.channels_last)  # the same numbers, much faster on a CPU
+        x = self.pool1(self.relu1(x))  # (N, channels, 28, 28) -> (N, 16, 14, 14)
         x = self.pool2(self.relu2(self.conv2(x)))  # -> (N, 32, 7, 7)
         x = self.fit(self.pool3(self.relu3(self.conv3(x))))  # -> (N, 64, 3, 3)
         x = self.relu4(self.fc(x.flatten(1)))  # (N, 64, 3, 3) -> (N, 576) -> (N, 32)

@@ -74,9 +74,7 @@ class Patch:
                 )
         for name, change in self.changes.items():
             p = parameters[name]
-            flat = p.detach().flatten()  # a copy where p is not contiguous
-            flat[change.index.to(p.device)] = getattr(change, wanted).to(p.device)
-            p.copy_(flat.view(p.shape))  # (n,) -> shape of the parameter
+            p[torch.unravel_index(change.index.to(p.device), p.shape)] = getattr(change, wanted).to(p.device)
         return model
 
     def save(self, path: str | Path) -> None:

@@ -19,7 +19,7 @@ from zsu import data, models
 from zsu.errors import ZsuError
 
 EPOCHS = 8
-BATCH_SIZE = 100
+BATCH_SIZE = 80
 LEARNING_RATE = 1e-2
 
 
