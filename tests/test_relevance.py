@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from zsu import ZsuError, explain
 from zsu.models import SmallCNN
-from zsu.rules import AlphaBeta, Epsilon, Gamma
+from zsu.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, WSquare
 
 RULES = ["epsilon", "gamma", "z+", "alpha-beta"]
 
@@ -93,11 +93,30 @@ def alpha_beta_messages(x, M, b, R, e, alpha=2.0, beta=1.0):
     return alpha * to_plus - beta * to_minus
 
 
+def box_messages(x, M, b, R, e, low=-4.0, high=5.0):
+    z = M * x - low * M.clamp(min=0) - high * M.clamp(max=0)
+    return z * (R / stab(z.sum(1), e))[:, None]
+
+
+def w2_messages(x, M, b, R, e):
+    return M**2 * (R / stab((M**2).sum(1) + b**2, e))[:, None]
+
+
+def flat_messages(x, M, b, R, e):
+    reach = (M != 0).double()
+    return reach * (R / stab(reach.sum(1), e))[:, None]
+
+
 REFERENCES = {
     "epsilon": (Epsilon(epsilon=0.01), epsilon_messages),
     "gamma": (Gamma(0.25, epsilon=0.01), gamma_messages),
     "z+": (AlphaBeta(1, 0, epsilon=0.01), lambda *a: alpha_beta_messages(*a, alpha=1, beta=0)),
     "alpha-beta": (AlphaBeta(2, 1, epsilon=0.01), alpha_beta_messages),
+}
+INPUT_REFERENCES = {
+    "box": (Box(-4.0, 5.0, epsilon=0.01), box_messages),
+    "w2": (WSquare(epsilon=0.01), w2_messages),
+    "flat": (Flat(epsilon=0.01), flat_messages),
 }
 
 
@@ -130,15 +149,20 @@ LAYERS = {
 @torch.no_grad()
 @pytest.mark.parametrize("nonnegative", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("name", REFERENCES | INPUT_REFERENCES)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_layer_equals_explicit_messages(layer, name, bias, nonnegative):
+    pads_first = layer in ("reflect", "same, even kernel")
     make, shape = LAYERS[layer]
     layer = seeded(lambda: make(bias))
     x = rand(2, *shape, seed=1)
     x = x.abs() if nonnegative else x
-    rule, messages = REFERENCES[name]
+    rule, messages = (REFERENCES | INPUT_REFERENCES)[name]
     z = layer(x)
+    if name in INPUT_REFERENCES and pads_first:  # such a layer reads the padded input
+        with pytest.raises(ZsuError, match=f"^0: {type(rule).__name__} is a rule for layers that read"):
+            explain(nn.Sequential(layer, nn.Flatten()).eval(), x, rand(*z.flatten(1).shape, seed=2), rule)
+        return
     result = explain(nn.Sequential(layer, nn.Flatten()).eval(), x, rand(*z.flatten(1).shape, seed=2), rule)
 
     side = getattr(layer, "padding", 0)
@@ -727,7 +751,7 @@ BAD_MODELS = {
     "NaN in the weights": (lambda m, x: F.linear(x, m.fc.weight / 0), "logits are not finite"),
     "active dropout": (lambda m, x: F.dropout(m.fc(x)), "dropout is active"),
     "changed in place": (lambda m, x: m.fc(add_(x.relu(), x)), "changed in place. use the out-of-place function"),
-    "adds a number": (lambda m, x: m.fc(x) + 1, "addition of a number"),
+    "adds with alpha": (lambda m, x: m.fc(torch.add(x, x, alpha=2)), "addition with alpha"),
 }
 
 

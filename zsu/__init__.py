@@ -1,11 +1,16 @@
 """zsu: zero-shot class unlearning by relevance analysis and neuronal path perturbation."""
 
+from .comparison import compare
+from .composites import Composite
 from .errors import ZsuError
 from .evaluation import audit
 from .forgetting import Forgotten, forget
 from .paths import Paths, find_paths
 from .perturb import Patch
-from .relevance import Relevance, explain
+from .relevance import Relevance, explain, explain_each
 
 __version__ = "0.1.0"
-__all__ = ["Forgotten", "Patch", "Paths", "Relevance", "ZsuError", "audit", "explain", "find_paths", "forget"]
+__all__ = [
+    "Composite", "Forgotten", "Patch", "Paths", "Relevance", "ZsuError",
+    "audit", "compare", "explain", "explain_each", "find_paths", "forget",
+]  # fmt: skip

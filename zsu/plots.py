@@ -51,6 +51,52 @@ def heatmaps(x: Tensor, relevance: Relevance, titles: list[str] | None = None) -
     return figure
 
 
+def comparison(x: Tensor, maps: dict[str, Tensor]) -> Figure:
+    """An image above its attributions by several methods, each on its own symmetric scale.
+
+    Parameters
+    ----------
+    x : Tensor (1, C, H, W)
+        One image in [0, 1].
+    maps : dict of str to Tensor (1, C, H, W)
+        From `zsu.compare`.
+    """
+    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.1 * (1 + len(maps)), 2.5), layout="constrained")
+    axes[0].imshow(x[0].cpu().permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)  # (C, H, W) -> (H, W[, C])
+    axes[0].set_title("image", fontsize="medium")
+    for axis, (name, heat) in zip(axes[1:], maps.items(), strict=True):
+        heat = heat[0].sum(0).cpu()  # (C, H, W) -> (H, W)
+        limit = float(heat.abs().max()) or 1.0
+        axis.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)
+        axis.set_title(name, fontsize="medium")
+    for axis in axes:
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def ledger(relevance: Relevance) -> Figure:
+    """Where relevance stays on its way from the logit (top) to the input, and where it is amplified.
+
+    Left: what each layer keeps, in % of the logits' relevance. Right: sum |R| over its outputs, in units of theirs.
+    """
+    frame = relevance.ledger.iloc[:-1].set_index("layer")
+    height = 0.3 * len(frame) + 1.2
+    figure, (kept, amplified) = plt.subplots(1, 2, figsize=(8, height), sharey=True, layout="constrained")
+    rows = np.arange(len(frame))
+    shares = {"bias": BLUE, "stabiliser": ORANGE, "constant": GREY}
+    for i, (share, colour) in enumerate(shares.items()):
+        values = 100 * frame[share] / float(relevance.seed.sum())
+        kept.barh(rows + 0.27 * (i - 1), values, height=0.27, color=colour, label=share)
+    kept.set(xlabel="kept (% of the logits' relevance)", yticks=rows, yticklabels=frame.index)
+    kept.legend(frameon=False)
+    amplified.scatter(frame["amplification"], rows, color=BLUE)
+    amplified.set(xlabel="amplification: sum |R|", xscale="log")
+    amplified.grid(axis="x", alpha=0.4)
+    kept.invert_yaxis()
+    sns.despine(figure)
+    return figure
+
+
 def paths(found: Paths, relevance: Relevance, show: int = 30) -> Figure:
     """The most probable paths, layer by layer from the input (left) to the logit (right).
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,14 +12,19 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from .composites import Rules, as_composite
 from .errors import ZsuError
-from .rules import Rule, as_rule
-from .tape import Node, Tape, stabilised, total
+from .layers import Node, Source, at_least_float32, inner, total
+from .tape import Tape
+
+EXPLODES = 1e4  # times the relevance handed to the outputs
+SHARES = ("into", "bias", "stabiliser", "constant")
 
 
 @dataclass(eq=False)
 class Relevance:
-    """What `explain` returns. Tensors are on the device and of the dtype of the model and carry no graph.
+    """What `explain` returns. Tensors are on the device and of the dtype of the model (relevance of float16 and
+    bfloat16 models is float32) and carry no graph.
 
     Attributes
     ----------
@@ -27,20 +35,23 @@ class Relevance:
     seed : Tensor (N, classes)
         The relevance that was handed to the outputs: the logit of the target class, or the seed given.
     layers : list of Node
-        The input, the weighted layers and the additions, in the order of the forward pass.
-    constant : float
-        Relevance that went to tensors which do not depend on the input.
+        What paths lead through, in the order of the forward pass: the input, the weighted layers and the additions.
+    rows : list of Node
+        The same, and besides them norms, softmax and constants: everything that keeps a share of the relevance.
     """
 
     input: Tensor
     logits: Tensor
     seed: Tensor
     layers: list[Node]
-    constant: float
+    rows: list[Node]
 
     @cached_property
     def nodes(self) -> dict[str, Tensor]:
-        """Relevance (N, K) of the output channels of each layer, summed over positions, by layer name."""
+        """Relevance (N, K) of the output channels of each layer, summed over positions, by layer name.
+
+        (1, K), summed over samples too, where the model moves samples and positions into one axis and out of order.
+        """
         return {layer.name: layer.relevance for layer in self.layers}
 
     @cached_property
@@ -54,24 +65,49 @@ class Relevance:
     def ledger(self) -> pd.DataFrame:
         """Where the relevance went, summed over samples (float64), one row a layer, from the logit to the input.
 
-        ``out`` arrived at the layer's outputs, ``into`` went on to its inputs, ``bias`` and ``stabiliser`` is what
-        the layer kept; ``gap = out - into - bias - stabiliser`` is 0 up to rounding. The last row, ``all``, does the
-        same for the whole model: from the logits to the input values and the constants.
+        ``out`` arrived at the layer's outputs and ``into`` went on to its inputs. ``bias`` and ``stabiliser`` is what
+        the layer kept, ``constant`` what went to tensors that do not depend on the input (class token, positions).
+        ``gap = out - into - bias - stabiliser - constant`` is 0 up to rounding. ``amplification`` is sum |R| over all
+        outputs in units of what was handed to the logits: large where relevance of both signs cancels. The last row,
+        ``all``, does the same for the whole model: from the logits to the input values.
         """
         rows = [
-            {"layer": n.name, "kind": n.kind, "out": n.out, "into": n.into, "bias": n.bias, "stabiliser": n.stabiliser}
-            for n in reversed(self.layers)
+            {"layer": n.name, "kind": n.kind, "out": n.out}
+            | {share: float(getattr(n, share)) for share in SHARES}
+            | {"amplification": self.amplification(n)}
+            for n in reversed(self.rows)
             if n.kind != "input"
         ]
-        whole = {"layer": "all", "kind": "model", "out": total(self.seed), "into": total(self.input) + self.constant}
-        whole |= {share: sum(row[share] for row in rows) for share in ("bias", "stabiliser")}
+        whole = {"layer": "all", "kind": "model", "out": total(self.seed), "into": total(self.input)}
+        whole |= {share: sum(row[share] for row in rows) for share in SHARES[1:]}
+        whole["amplification"] = float(self.input.abs().sum() / self.seed.abs().sum())
         frame = pd.DataFrame([*rows, whole])
-        frame["gap"] = frame["out"] - frame["into"] - frame["bias"] - frame["stabiliser"]
+        frame.insert(7, "gap", frame["out"] - sum(frame[share] for share in SHARES))
         return frame
+
+    def amplification(self, node: Node) -> float:
+        """Sum |R| over the outputs of a node, relative to the relevance handed to the model's outputs."""
+        return float(node.magnitude / self.seed.abs().sum())
+
+    def warn_if_exploding(self) -> None:
+        """Relevance of both signs that cancels to the right sum says little about any single input."""
+        worst = max(self.rows[1:], key=lambda n: float(n.magnitude))
+        if self.amplification(worst) > EXPLODES:
+            warnings.warn(
+                f"relevance explodes: at {worst.name}, sum |R| is {self.amplification(worst):.1e} times that of the "
+                "outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'",
+                stacklevel=4,
+            )
 
 
 def explain(
-    model: nn.Module, x: Tensor, target: int | Tensor, rules: str | Rule = "epsilon", *, edges: bool = True
+    model: nn.Module,
+    x: Tensor,
+    target: int | Tensor,
+    rules: Rules = "epsilon",
+    *,
+    edges: bool = True,
+    attention: str = "cp-lrp",
 ) -> Relevance:
     """Layer-wise relevance propagation through an unmodified classifier.
 
@@ -86,11 +122,16 @@ def explain(
         Batch of inputs, on the device and of the dtype of the model. Not changed; needs no gradient.
     target : int, int64 Tensor (N,) or floating Tensor (N, classes)
         The class whose logit is explained, for all samples or per sample; or a seed, the relevance of each output.
-    rules : str or Rule
-        ``"epsilon"``, ``"gamma"``, ``"z+"``, ``"alpha-beta"`` or a `Rule` such as ``zsu.rules.Gamma(0.1)``, for
-        every layer with weights.
+    rules : str, Rule, Composite or mapping
+        A rule for every layer with weights: ``"epsilon"``, ``"gamma"``, ``"z+"``, ``"alpha-beta"``, or a `Rule` such
+        as ``zsu.rules.Gamma(0.1)``. Or which rule where: ``"epsilon-gamma-box"``, ``"epsilon-plus"``,
+        ``"epsilon-plus-flat"``, ``"epsilon-alpha2-beta1"``, a `zsu.composites.Composite`, or a mapping from names of
+        layers to rules, such as ``{"features.*": "gamma"}``, with epsilon for the others.
     edges : bool
         Also sum the relevance of every edge, at about the cost of one more forward pass; `find_paths` needs it.
+    attention : {"cp-lrp", "attnlrp"}
+        Attention weights count as constants (Ali et al. 2022, arXiv:2202.07304), or the relevance is halved at both
+        products of attention and goes on through the softmax (Achtibat et al. 2024, arXiv:2402.05602).
 
     Returns
     -------
@@ -100,34 +141,112 @@ def explain(
     ------
     ZsuError
         Model in train mode; input without batch dimension, of the wrong dtype, device or number of channels, empty
-        or not finite; target out of range; output not (N, classes); an operation without a relevance rule, by name.
+        or not finite; target out of range; output not (N, classes); an operation without a relevance rule, by name;
+        a rule of the input layer elsewhere.
+
+    Warns
+    -----
+    UserWarning
+        Somewhere sum |R| is more than `EXPLODES` times that of the outputs: the rule does not suit the model.
     """
+    return explain_each(model, x, [target], rules, edges=edges, attention=attention)[0]
+
+
+def explain_each(
+    model: nn.Module,
+    x: Tensor,
+    targets: Sequence[int | Tensor],
+    rules: Rules = "epsilon",
+    *,
+    edges: bool = True,
+    attention: str = "cp-lrp",
+) -> list[Relevance]:
+    """`explain` for several targets, with one forward pass for all of them and a backward pass each.
+
+    Parameters
+    ----------
+    targets : sequence
+        Each a target as `explain` takes it.
+    """
+    if attention not in ("cp-lrp", "attnlrp"):
+        raise ZsuError(f"attention {attention!r}", where="explain", remedy="use 'cp-lrp' or 'attnlrp'")
+    composite = as_composite(rules)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     check_model(model)
     check_input(model, x)
-    rule = as_rule(rules)
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         leaf = x.detach().clone().requires_grad_()
         first = leaf.clone()  # so that the model may change its input in place
-        tape = Tape(model, rule, edges)
+        tape = Tape(model, edges, attention)
         tape.start(first)
         with tape:
             logits = model(first)
-        weights = output_weights(logits, target, rule).detach()
-        if not logits.requires_grad:
+        if isinstance(logits, Tensor) and logits in tape.sides:
+            raise tape.refusal(tape.sides[logits])
+        check_logits(model, logits)
+        weights = [output_weights(logits.detach(), target) for target in targets]
+        if logits not in tape.origins or not logits.requires_grad:
             raise unrelated()
-        grads = gradients(logits, [leaf, *tape.constants], weights)
+        composite.assign(tape.layers, tape.origins[logits].layer)
+        results = []
+        for i, weight in enumerate(weights):
+            for layer in tape.layers:
+                layer.keep, layer.direct = i + 1 < len(weights), None
+            results.append(backward(tape, leaf, logits, weight, retain=i + 1 < len(weights)))
+    for result in results:
+        result.warn_if_exploding()
+    return results
+
+
+def backward(tape: Tape, leaf: Tensor, logits: Tensor, weights: Tensor, retain: bool) -> Relevance:
+    """One backward pass over the tape, from logits * weights down to the input."""
+    for node in tape.rows:
+        node.clear()
+    grads = gradients(logits, [leaf, *(constant for constant, _, _ in tape.constants)], weights, retain)
+    direct = [layer.direct for layer in tape.layers if layer.direct is not None]
     if grads[0] is None:
         raise unrelated()
-    relevance = leaf.detach() * grads[0]
-    nodes = finished(tape.nodes, relevance)
-    constant = sum(total(t * g) for t, g in zip(tape.constants, grads[1:], strict=True) if g is not None)
-    return Relevance(relevance, logits.detach(), logits.detach() * weights, nodes, constant)
+    relevance = sum(direct, at_least_float32(leaf.detach()) * grads[0])
+    for (constant, node, share), grad in zip(tape.constants, grads[1:], strict=True):
+        if grad is not None:
+            setattr(node, share, getattr(node, share) + inner(constant.detach(), grad))
+    for node in tape.rows:
+        if node.kind == "softmax":  # not linear: what its linear part does not explain stays there
+            node.bias = node.out - node.into if node.relevance is not None else 0.0
+    tape.nodes[0].relevance = relevance.flatten(2).sum(2) if relevance.dim() > 2 else relevance  # (N, C, ...) -> (N, C)
+    rows = reached(tape.rows)
+    layers = renumbered([rows.get(node) for node in tape.nodes])
+    return Relevance(relevance, logits.detach(), logits.detach() * weights, layers, list(rows.values()))
 
 
-def gradients(logits: Tensor, inputs: list[Tensor], weights: Tensor) -> tuple[Tensor | None, ...]:
+def reached(rows: list[Node]) -> dict[Node, Node]:
+    """Copies of the nodes that relevance reached, by node, with names that are unique (conv, conv#2)."""
+    seen: dict[str, int] = {}
+    copies = {}
+    for node in rows:
+        if node.relevance is not None:
+            seen[node.name] = seen.get(node.name, 0) + 1
+            name = node.name if seen[node.name] == 1 else f"{node.name}#{seen[node.name]}"
+            copies[node] = dataclasses.replace(node, name=name)
+    return copies
+
+
+def renumbered(nodes: list[Node | None]) -> list[Node]:
+    """The nodes without gaps, with their sources numbered accordingly."""
+    kept = [i for i, node in enumerate(nodes) if node is not None]
+    number = {old: new for new, old in enumerate(kept)}
+    for i in kept:
+        nodes[i].sources = [
+            None if run is None else tuple(Source(number[s.node], s.channels, s.group) for s in run)
+            for run in nodes[i].sources
+        ]
+    return [nodes[i] for i in kept]
+
+
+def gradients(logits: Tensor, inputs: list[Tensor], weights: Tensor, retain: bool) -> tuple[Tensor | None, ...]:
     """torch.autograd.grad; what a change in place makes impossible is said with a remedy."""
     try:
-        return torch.autograd.grad(logits, inputs, weights, allow_unused=True)
+        return torch.autograd.grad(logits, inputs, weights, allow_unused=True, retain_graph=retain)
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
@@ -142,24 +261,6 @@ def unrelated() -> ZsuError:
     return ZsuError(
         "the output does not depend on the input", where="explain", remedy="use no detach or no_grad in the model"
     )
-
-
-def finished(nodes: list[Node], relevance: Tensor) -> list[Node]:
-    """Keep the nodes that relevance reached, renumber their sources, and make their names unique (conv, conv#2)."""
-    nodes[0].relevance = relevance.flatten(2).sum(2) if relevance.dim() > 2 else relevance  # (N, C, ...) -> (N, C)
-    kept = [i for i, n in enumerate(nodes) if n.relevance is not None]
-    number = {old: new for new, old in enumerate(kept)}
-    seen: dict[str, int] = {}
-    for i in kept:
-        node = nodes[i]
-        seen[node.name] = seen.get(node.name, 0) + 1
-        if seen[node.name] > 1:
-            node.name += f"#{seen[node.name]}"
-        node.sources = [
-            None if run is None else tuple(type(s)(number[s.node], s.channels, s.group) for s in run)
-            for run in node.sources
-        ]
-    return [nodes[i] for i in kept]
 
 
 def check_model(model: nn.Module) -> None:
@@ -189,20 +290,27 @@ def check_input(model: nn.Module, x: Tensor) -> None:
         raise ZsuError("x contains NaN or infinity", where="x", remedy="clean the input")
 
 
-def output_weights(logits: Tensor, target: int | Tensor, rule: Rule) -> Tensor:
-    """Weights (N, classes) with logits * weights = relevance of the outputs, after checks of output and target."""
+def check_logits(model: nn.Module, logits: Tensor) -> None:
+    """Refuse outputs that are not finite logits (N, classes)."""
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ZsuError(f"the model's output is {shape}", where="explain", remedy="return logits of shape (N, classes)")
     if not logits.isfinite().all():
-        raise ZsuError("the logits are not finite", where="explain", remedy="check the model's parameters for NaN")
+        named = (*model.named_parameters(), *model.named_buffers())
+        broken = next((name for name, t in named if not t.isfinite().all()), None)
+        remedy = f"{broken} holds NaN or infinity" if broken else "check the size of the model's activations"
+        raise ZsuError("the logits are not finite", where="explain", remedy=remedy)
+
+
+def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:
+    """Weights (N, classes) with logits * weights = relevance of the outputs, after a check of the target."""
     n, classes = logits.shape
     try:
         target = torch.as_tensor(target, device=logits.device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ZsuError(f"target is {target!r}", where="target", remedy="pass the index of a class") from error
     if target.is_floating_point() and target.shape == logits.shape and target.isfinite().all():
-        return target.to(logits.dtype) / stabilised(logits, rule.epsilon)
+        return target.to(logits.dtype) / torch.where(logits == 0, 1, logits)
     if target.is_floating_point() or target.dtype == torch.bool or target.dim() > 1 or target.numel() not in (1, n):
         remedy = "pass a class, classes (N,), or a finite floating seed (N, classes)"
         raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy=remedy)

@@ -1,32 +1,44 @@
 """LRP rules as data: how one weighted layer hands the relevance of its outputs to its inputs.
 
-A weighted layer computes z_k = sum_j x_j w_jk + b_k. A rule splits the outgoing relevance R (the shape of z)
-into portions, and says for each portion along which modified layer it flows:
+A weighted layer computes z_k = sum_j x_j w_jk + b_k. A rule names modified copies of the layer, its *bases*, and splits
+the outgoing relevance R (the shape of z) into *portions* that flow along sums of them:
 
-    rule(R, z, w, b)  ->  yields (portion, terms),  terms = [(part, w_m, b_m), ...]
+    rule(R, z, b, nonnegative)  ->  bases, portions
+    bases    = [(part, change), ...]              part: what a base sees of the input, change(w): its weights
+    portions = [(share of R, [coefficient of each base], bias), ...]
 
-``part`` names the share of the input a term sees: ``"x"`` all of it, ``"+"`` max(x, 0), ``"-"`` min(x, 0).
-The engine (:mod:`zsu.tape`) computes, for every portion, zr = sum_m x_m w_m + b_m and hands
+``part`` is ``"x"``, ``"|x|"``, ``"+"`` for max(x, 0), ``"-"`` for min(x, 0), or a constant (number or tensor) that
+stands in for the input; ``nonnegative`` says that no x is below 0. The engine (:mod:`zsu.layers`) computes
+zr = sum_m coefficient_m (part_m change_m(w)) + bias for every portion, and hands
 
-    R_j <- sum_k sum_m x_m,j w_m,jk  portion_k / (zr_k + sign(zr_k) epsilon).
+    R_j <- sum_k sum_m coefficient_m part_m,j change_m(w)_jk  share_k / (zr_k + sign(zr_k) epsilon).
 
-To add a rule, write a class with an ``epsilon`` and a ``__call__`` that yields such pairs.
+To add a rule, write such a function into a class below `Rule`; ten lines are enough (see `WSquare`).
 
-Sources: Bach et al. (2015), PLOS ONE 10(7), eqs. 58 and 60; Montavon et al. (2019), LNCS 11700, sec. 10.2; for
-inputs of both signs the generalised gamma rule of Anders et al. (2021), arXiv:2106.13200.
+Sources: Bach et al. (2015), PLOS ONE 10(7), eqs. 58 and 60; Montavon et al. (2017), Pattern Recognition 65, sec. 4;
+Montavon et al. (2019), LNCS 11700, sec. 10.2; Lapuschkin et al. (2019), Nature Communications 10, supplement (flat);
+for inputs of both signs the generalised gamma rule of Anders et al. (2021), arXiv:2106.13200.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ZsuError
 
-Portions = Iterator[tuple[Tensor, list[tuple[str, Tensor, Tensor | None]]]]
+Part = str | float | Tensor
+Base = tuple[Part, Callable[[Tensor], Tensor]]
+Split = tuple[list[Base], list[tuple[Tensor, list[float], Tensor | None]]]
+
+
+def same(w: Tensor) -> Tensor:
+    """w: the layer as it is."""
+    return w
 
 
 def positive(t: Tensor | None) -> Tensor | None:
@@ -47,7 +59,7 @@ class Rule:
     ----------
     epsilon : float
         Added to every denominator with the denominator's own sign; the relevance it swallows is the ledger's
-        ``stabiliser`` column. In float16 it is raised to the smallest normal number of that type.
+        ``stabiliser`` column. Denominators of float16 and bfloat16 models are float32.
     """
 
     epsilon: float = field(default=1e-6, kw_only=True)
@@ -56,20 +68,30 @@ class Rule:
         if not self.epsilon > 0:
             raise ZsuError(f"epsilon is {self.epsilon}", where=type(self).__name__, remedy="use a number above 0")
 
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        """Bases and portions, see the module's docstring."""
+        raise NotImplementedError
+
+    def check(self, x: Tensor) -> None:
+        """`ZsuError` for inputs of the layer that the rule is not made for."""
+
 
 @dataclass(frozen=True)
 class Epsilon(Rule):
     """R_j = sum_k x_j w_jk R_k / (z_k + sign(z_k) epsilon). Bach et al. (2015), eq. 58."""
 
-    def __call__(self, R: Tensor, z: Tensor, w: Tensor, b: Tensor | None) -> Portions:
-        yield R, [("x", w, b)]
+    epsilon: float = 1e-6
+
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        return [("x", same)], [(R, [1.0], b)]
 
 
 @dataclass(frozen=True)
 class Gamma(Rule):
     """Favours what supports the output: w + gamma w+ where z > 0, w + gamma w- where z < 0.
 
-    Montavon et al. (2019), sec. 10.2.3, in the generalised form for inputs of both signs.
+    Montavon et al. (2019), sec. 10.2.3, in the generalised form for inputs of both signs, which adds gamma times the
+    contributions of z's own sign. As x w + |x w| is twice the positive contribution, two bases do for all signs.
 
     Parameters
     ----------
@@ -84,18 +106,17 @@ class Gamma(Rule):
         if not self.gamma >= 0:
             raise ZsuError(f"gamma is {self.gamma}", where="Gamma", remedy="use a number of at least 0")
 
-    def __call__(self, R: Tensor, z: Tensor, w: Tensor, b: Tensor | None) -> Portions:
-        favoured = (positive, negative), (negative, positive)
-        for on, (toward, against) in zip((z > 0, z < 0), favoured, strict=True):
-            portion = torch.where(on, R, 0)
-            if portion.any():  # below a ReLU no relevance arrives where z < 0
-                yield (
-                    portion,
-                    [
-                        ("+", w + self.gamma * toward(w), None if b is None else b + self.gamma * toward(b)),
-                        ("-", w + self.gamma * against(w), None),
-                    ],
-                )
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        gamma, half = self.gamma, self.gamma / 2
+        below = torch.where(z < 0, R, 0)
+        one_sign = not below.any()  # under a ReLU no relevance arrives where z < 0
+        above_bias, below_bias = (None if b is None else b + gamma * clip(b) for clip in (positive, negative))
+        if one_sign and nonnegative:  # w + gamma w+ is 1 + gamma times a leaky ReLU of w
+            return [("x", lambda w: F.leaky_relu(w, 1 / (1 + gamma)))], [(R, [1 + gamma], above_bias)]
+        portions = [(R if one_sign else torch.where(z > 0, R, 0), [1 + half, half], above_bias)]
+        if not one_sign:
+            portions.append((below, [1 + half, -half], below_bias))
+        return [("x", same), ("|x|", torch.abs)], portions
 
 
 @dataclass(frozen=True)
@@ -120,13 +141,68 @@ class AlphaBeta(Rule):
                 remedy="choose beta >= 0 and alpha = 1 + beta",
             )
 
-    def __call__(self, R: Tensor, z: Tensor, w: Tensor, b: Tensor | None) -> Portions:
-        yield self.alpha * R, [("+", positive(w), positive(b)), ("-", negative(w), None)]
-        if self.beta:
-            yield -self.beta * R, [("+", negative(w), negative(b)), ("-", positive(w), None)]
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        up = (self.alpha * R, [1.0, 1.0, 0.0, 0.0], positive(b))
+        down = (-self.beta * R, [0.0, 0.0, 1.0, 1.0], negative(b))
+        bases = [("+", positive), ("-", negative), ("+", negative), ("-", positive)]
+        return bases, [up, down] if self.beta else [up]
 
 
-RULES = {"epsilon": Epsilon(), "gamma": Gamma(), "z+": AlphaBeta(alpha=1.0, beta=0.0), "alpha-beta": AlphaBeta()}
+@dataclass(frozen=True)
+class Box(Rule):
+    """z^B, for inputs that lie in a box: R_j = sum_k (x_j w_jk - l_j w+_jk - h_j w-_jk) R_k / z_k.
+
+    Montavon et al. (2017), sec. 4.2. Only for layers that read the model's input, as are `WSquare` and `Flat`.
+
+    Parameters
+    ----------
+    low, high : float or Tensor
+        The least and the greatest input value there can be, such as 0 and 1; for normalised images tensors of shape
+        (1, C, 1, 1).
+    """
+
+    low: float | Tensor = 0.0
+    high: float | Tensor = 1.0
+
+    def check(self, x: Tensor) -> None:
+        """`ZsuError` for inputs outside the box."""
+        low, high = (torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (self.low, self.high))
+        if (x < low).any() or (x > high).any():
+            raise ZsuError(
+                f"inputs from {float(x.min()):.4g} to {float(x.max()):.4g} leave the box",
+                where="Box",
+                remedy="give the least and the greatest value that inputs can have as Box(low, high)",
+            )
+
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        return [("x", same), (self.low, positive), (self.high, negative)], [(R, [1.0, -1.0, -1.0], None)]
+
+
+@dataclass(frozen=True)
+class WSquare(Rule):
+    """w^2, for inputs without bounds: R_j = sum_k w_jk^2 R_k / (sum_i w_ik^2 + b_k^2). Montavon et al. (2017), 4.1."""
+
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        return [(1.0, torch.square)], [(R, [1.0], None if b is None else b**2)]
+
+
+@dataclass(frozen=True)
+class Flat(Rule):
+    """Every input in reach gets the same. Lapuschkin et al. (2019), supplement."""
+
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+        return [(1.0, torch.ones_like)], [(R, [1.0], None)]
+
+
+RULES = {
+    "epsilon": Epsilon(),
+    "gamma": Gamma(),
+    "z+": AlphaBeta(alpha=1.0, beta=0.0),
+    "alpha-beta": AlphaBeta(),
+    "box": Box(),
+    "w2": WSquare(),
+    "flat": Flat(),
+}
 
 
 def as_rule(rule: str | Rule) -> Rule:

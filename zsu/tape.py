@@ -1,9 +1,14 @@
 """The tape: records a forward pass of an unmodified model and rewrites its backward pass into LRP.
 
-Every tensor t carries c = R / t as its gradient, so that relevance is t * grad and needs no rule for additions,
-pools, ReLU, flatten or anything else that is linear or a masked identity. Only layers with weights are rewritten:
-their backward (:meth:`Weighted.backward`) follows a rule of :mod:`zsu.rules`, and sums on the way the relevance of
-every edge j -> k and the shares that bias and stabiliser swallow.
+Every tensor t carries c = R / t as its gradient, so that relevance is t * grad and needs no rule for additions, pools,
+ReLU, flatten or anything else that is linear or a masked identity. Layers with weights follow a rule, activations that
+bend hand on what they get, norms keep their bias (:mod:`zsu.layers`).
+
+Products of two things that both depend on the input: a *gate* (what a sigmoid or softmax gives) counts as a constant
+factor, and all relevance goes to what it gates (Arras et al. 2017, arXiv:1706.07206); so do attention weights (CP-LRP,
+Ali et al. 2022, arXiv:2202.07304), unless AttnLRP is asked for, which halves the relevance at both products of
+attention and follows the softmax (Achtibat et al. 2024, arXiv:2402.05602, sec. 3.3). Products that no softmax has seen
+may not join the flow.
 
 A `TorchFunctionMode` sees each torch function that the model calls. No hook is registered and no module replaced,
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
@@ -11,272 +16,78 @@ so reused modules, functional calls and in-place calls are right, and nothing is
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import ZsuError
-from .rules import Rule
+from .layers import (
+    Addition,
+    Affine,
+    Axes,
+    Conv,
+    Layer,
+    Linear,
+    Meter,
+    Node,
+    Overwrite,
+    Ratio,
+    Source,
+    Weighted,
+    channel_axis,
+)
 
-
-@dataclass(frozen=True)
-class Source:
-    """A run of channels that one node hands on: `group` consecutive features belong to one channel."""
-
-    node: int  # index into Tape.nodes
-    channels: int
-    group: int = 1
-
-
-@dataclass(eq=False)
-class Node:
-    """One step of the forward pass that relevance flows through: the input, a weighted layer or an addition."""
-
-    kind: str
-    name: str = ""
-    weight: str | None = None  # name of the weight parameter, where it is one
-    groups: int = 1  # convolution groups; 0: every channel has only its own source (BatchNorm)
-    sources: list[tuple[Source, ...] | None] = field(default_factory=list)  # one entry a summand; None: unknown
-    # filled by the backward pass; N samples, K channels, J sources
-    relevance: Tensor | None = None  # (N, K)
-    edges: list[Tensor] = field(default_factory=list)  # weighted: one (K, J / groups); addition: (K,) per summand
-    out: float = 0.0  # relevance that arrived, summed over samples
-    into: float = 0.0  # ... handed to the inputs
-    bias: float = 0.0
-    stabiliser: float = 0.0
+CONV = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+CONV_TRANSPOSE = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+ADD = set("add add_ __add__ __radd__ __iadd__".split())
+# f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
+PER_CHANNEL = set(
+    "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+    "contiguous clone pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
+)
+# f(0) = 0, bending elsewhere: R goes through whole.
+BENDING = set("relu6 hardtanh hardtanh_ gelu silu elu elu_ selu selu_ celu celu_ mish hardswish tanh tanh_".split())
+BENDING |= set("softsign tanhshrink hardshrink softshrink".split())
+# Values stay, axes move.
+RESHAPING = set("flatten reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
+REARRANGING = set("permute transpose movedim swapaxes expand chunk split unbind select narrow __getitem__".split())
+REARRANGING |= {"mean", "sum"}
+# Return no tensor, and yet what follows depends on the input.
+HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
+FRESH = set("new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like".split())
+SCALING = set("mul mul_ multiply div div_ divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__".split())
+MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
+MAY_TURN_NEGATIVE = SCALING | MATMUL | {"pad", "interpolate"}
+GATES = set("sigmoid hardsigmoid softmax".split())
 
 
 @dataclass
 class Origin:
-    """What the tape knows of a tensor: where its channels come from, and that nothing in it is negative."""
+    """What the tape knows of a tensor that relevance flows through."""
 
-    sources: tuple[Source, ...] | None
+    axes: Axes  # of samples and channels
+    sources: tuple[Source, ...] | None  # where its channels come from
     nonnegative: bool = False
     layer: Layer | None = None  # set on the direct output of a weighted layer
+    is_input: bool = False  # the model's input itself
 
 
-# --- weighted operations -------------------------------------------------------------------------------------
+@dataclass
+class Side:
+    """A tensor that depends on the input, and yet no relevance flows through it."""
 
-
-@dataclass(frozen=True)
-class Conv:
-    """A convolution of any dimension; transposed too."""
-
-    stride: list[int]
-    padding: list[int]
-    dilation: list[int]
-    groups: int
-    transposed: bool = False
-    output_padding: list[int] = field(default_factory=lambda: [0])
-
-    def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return torch.ops.aten.convolution(
-            x, w, b, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
-        )
-
-    def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        gx, gw, _ = torch.ops.aten.convolution_backward(
-            c, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
-            self.groups, [True, edges, False],
-        )  # fmt: skip
-        return gx, gw
-
-    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
-        e = (w * gw).flatten(2).sum(2)  # (K, J/groups, window) -> (K, J/groups); transposed: (J, K/groups)
-        if not self.transposed:
-            return e
-        e = e.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (J, K/g) -> (g, J/g, K/g) -> (g, K/g, J/g)
-        return e.flatten(0, 1)  # (K, J/g)
-
-
-class Linear:
-    """A fully connected layer on (..., J)."""
-
-    groups = 1
-
-    def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return F.linear(x, w, b)
-
-    def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        gw = c.flatten(0, -2).T @ x.flatten(0, -2) if edges else None  # (M, K)^T (M, J) -> (K, J)
-        return c @ w, gw
-
-    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
-        return w * gw
-
-
-class Affine:
-    """y_k = w_k x_k + b_k per channel: a BatchNorm that no convolution can take in."""
-
-    groups = 0
-
-    def forward(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        z = x * per_channel(w, x)
-        return z if b is None else z + per_channel(b, x)
-
-    def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        return c * per_channel(w, x), over_positions(c * x).sum(0) if edges else None
-
-    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
-        return (w * gw)[:, None]  # (K,) -> (K, 1)
-
-
-def per_channel(v: Tensor, like: Tensor) -> Tensor:
-    """(K,) -> (1, K, 1, ...) so that it broadcasts over `like` (N, K, ...)."""
-    return v.reshape(1, -1, *[1] * (like.dim() - 2))
-
-
-def over_positions(t: Tensor, axis: int = 1) -> Tensor:
-    """Sum all but sample and channel: (N, K, ...) -> (N, K); with axis -1, (N, ..., K) -> (N, K)."""
-    if t.dim() == 2:
-        return t
-    return t.flatten(2).sum(2) if axis == 1 else t.flatten(1, -2).sum(1)
-
-
-@dataclass(eq=False)
-class Layer:
-    """A weighted layer while the tape runs: its operation, tensors, rule and node."""
-
-    node: Node
-    op: Conv | Linear | Affine
-    x: Tensor
-    w: Tensor
-    b: Tensor | None
-    rule: Rule
-    nonnegative: bool  # of x
-    edges: bool
-    z: Tensor  # the output
-    version: int  # of x when the layer read it
-
-    @property
-    def axis(self) -> int:
-        return -1 if isinstance(self.op, Linear) else 1
-
-
-class Weighted(torch.autograd.Function):
-    """Hands out the layer's own output z; its backward is the layer's LRP rule."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, layer: Layer) -> Tensor:
-        z = layer.z
-        layer.z = z.detach()  # shares memory with the output; Tape.protect copies it before a change in place
-        ctx.layer = layer
-        return z
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
-        if ctx.layer.x._version != ctx.layer.version:
-            raise ZsuError(
-                "the input of this layer is changed in place after the layer has read it",
-                where=ctx.layer.node.name,
-                remedy="use the out-of-place function in the model",
-            )
-        return propagate(ctx.layer, g), None
-
-
-def propagate(layer: Layer, g: Tensor) -> Tensor:
-    """Gradient c with x * c = R of the layer's input, from g with z * g = R of its output; fills the node."""
-    node, op, x, z = layer.node, layer.op, layer.x, layer.z
-    R = z * g
-    relevance = over_positions(R, layer.axis)
-    edges, gx = None, None
-    for portion, terms in layer.rule(R, z, layer.w, layer.b):
-        terms = [t for t in terms if not (layer.nonnegative and t[0] == "-")]
-        parts = [part_of(x, part, layer.nonnegative) for part, _, _ in terms]
-        plain = len(terms) == 1 and terms[0][1] is layer.w and parts[0] is x
-        zr = z if plain else sum(op.forward(p, w, b) for p, (_, w, b) in zip(parts, terms, strict=True))
-        denominator = stabilised(zr, layer.rule.epsilon)
-        c = portion / denominator
-        node.stabiliser += total(c * (denominator - zr))
-        for p, (_, w, b) in zip(parts, terms, strict=True):
-            gp, gw = op.backward(c, p, w, layer.edges)
-            if p is not x:
-                gp = gp * (p != 0)
-            gx = gp if gx is None else gx.add_(gp)
-            if layer.edges:
-                e = op.edges(w, gw)
-                edges = e if edges is None else edges.add_(e)
-            if b is not None:
-                node.bias += float(over_positions(c, layer.axis).double().sum(0) @ b.double())
-    if gx is None:  # no relevance arrived
-        gx = torch.zeros_like(x)
-    if layer.edges and edges is None:
-        edges = op.edges(layer.w, torch.zeros_like(layer.w))
-    node.out += total(relevance)
-    node.into += total(edges) if layer.edges else total(x * gx)
-    node.relevance = relevance
-    node.edges = [edges] if layer.edges else []
-    layer.x = layer.z = None
-    return gx
-
-
-def stabilised(z: Tensor, epsilon: float) -> Tensor:
-    """z + sign(z) epsilon with sign(0) = 1, never 0 in z's dtype."""
-    epsilon = max(epsilon, torch.finfo(z.dtype).tiny)
-    return torch.where(z < 0, z - epsilon, z + epsilon)
-
-
-def part_of(x: Tensor, part: str, nonnegative: bool) -> Tensor:
-    """The share of x that a term sees; x itself where it is the same."""
-    if part == "x" or (part == "+" and nonnegative):
-        return x
-    return x.clamp(min=0) if part == "+" else x.clamp(max=0)
-
-
-def total(t: Tensor) -> float:
-    """Sum in float64."""
-    return float(t.sum(dtype=torch.float64))
-
-
-class Addition(torch.autograd.Function):
-    """a + b; its backward sums the relevance each summand gets."""
-
-    @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, node: Node, in_place: bool) -> Tensor:
-        ctx.node = node
-        ctx.save_for_backward(a.clone() if in_place else a, b)
-        if in_place:
-            ctx.mark_dirty(a)
-            return a.add_(b)
-        return a + b
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, g: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        shares = [over_positions(t * g) for t in ctx.saved_tensors]  # (N, K) each
-        node = ctx.node
-        node.relevance = shares[0] + shares[1]
-        node.edges = [s.sum(0) for s in shares]
-        node.out = total(node.relevance)
-        node.into = sum(total(e) for e in node.edges)
-        return g, g, None, None
-
-
-# --- the mode ------------------------------------------------------------------------------------------------
-
-CONV = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
-CONV_TRANSPOSE = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
-# f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
-PER_CHANNEL = set(
-    "relu relu_ dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout contiguous clone pad "
-    "leaky_relu leaky_relu_ max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
-    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
-    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d interpolate".split()
-)
-SIGN_CHANGING = {"pad", "interpolate", "mul", "mul_", "div", "div_"}
-# The same, but channels may move: relevance is exact, the path graph follows only the first group.
-REGROUPING = set("flatten reshape view squeeze".split())
-REARRANGING = set("mean permute transpose unsqueeze expand chunk split unbind __getitem__ sum".split())
-# Return no tensor, and yet what follows depends on the input.
-HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
-# with a tensor that does not depend on the input, or a number
-SCALING = {"mul", "mul_", "div", "div_"}
+    by: str  # the operation that took it out of the flow
+    gate: bool  # may multiply what is in the flow
 
 
 class Tape(TorchFunctionMode):
@@ -285,41 +96,63 @@ class Tape(TorchFunctionMode):
     Attributes
     ----------
     nodes : list of Node
-        In the order of the forward pass; node 0 is the input.
-    constants : list of Tensor
-        Tensors that do not depend on the input but join it (position embeddings, class tokens); their share of the
-        relevance is constant * gradient.
+        What paths lead through, in the order of the forward pass: the input, weighted layers and additions.
+    rows : list of Node
+        What keeps a share of the relevance: the nodes, and besides them norms, softmax and constants.
+    constants : list of (Tensor, Node, str)
+        Leaves that do not depend on the input but join the flow (position embeddings, the bias of a norm); their share
+        constant * gradient belongs to that field of the node.
     """
 
-    def __init__(self, model: nn.Module, rule: Rule, edges: bool):
+    def __init__(self, model: nn.Module, edges: bool, attention: str):
         super().__init__()
-        self.rule, self.edges = rule, edges
-        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.edges, self.attention = edges, attention
+        self.parameters = {id(p): name for name, p in model.named_parameters()}
+        self.names = dict(self.parameters)  # and slices of parameters, which `parts` keeps alive
+        self.parts: list[Tensor] = []
         self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.sides: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.layers: list[Layer] = []
         self.nodes: list[Node] = []
-        self.constants: list[Tensor] = []
+        self.rows: list[Node] = []
+        self.constants: list[tuple[Tensor, Node, str]] = []
 
     def start(self, x: Tensor) -> None:
         """Declare x (N, C, ...) the input."""
-        self.nodes.append(Node("input", "input"))
-        self.origins[x] = Origin((Source(0, x.shape[1]),), nonnegative=bool((x >= 0).all()))
+        self.samples = len(x)
+        self.nodes.append(self.row(Node("input", "input")))
+        sources = (Source(0, x.shape[1]),)
+        self.origins[x] = Origin((0, 1), sources, nonnegative=bool((x >= 0).all()), is_input=True)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        known = [t for t in tensors_in((*args, *kwargs.values())) if t in self.origins]
-        if not known:
+        tensors = tensors_in((*args, *kwargs.values()))
+        flow = [t for t in tensors if t in self.origins]
+        sides = [t for t in tensors if t in self.sides]
+        if not flow and not sides:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
+        if sides:
+            return self.beside(func, name, args, kwargs, flow, sides)
         if name in CONV or name in CONV_TRANSPOSE:
             return self.convolution(func, name, *args, **kwargs)
-        if name in ("linear", "batch_norm"):
+        if name in ("linear", "batch_norm", "layer_norm", "group_norm", "scaled_dot_product_attention"):
             return getattr(self, name)(func, *args, **kwargs)
-        if name in ("add", "add_", "__add__", "__radd__", "__iadd__"):
+        if name == "multi_head_attention_forward":
+            return self.multi_head_attention(*args, **kwargs)
+        if name in ADD:
             return self.add(*args, in_place=name in ("add_", "__iadd__"), **kwargs)
-        if name == "cat":
+        if name in ("sub", "__sub__", "subtract"):
+            return self.subtract(*args, **kwargs)
+        if name in ("cat", "concat", "concatenate"):
             return self.cat(*args, **kwargs)
-        return self.other(func, name, args, kwargs, known)
+        if name in BENDING:
+            return self.bending(func, name, args, kwargs)
+        if name in GATES:
+            return self.gate(func, name, args, kwargs)
+        if len(flow) > 1 and name in SCALING | MATMUL:
+            return self.product(func, name, args, kwargs)
+        return self.other(func, name, args, kwargs, flow)
 
     # -- weighted layers
 
@@ -355,7 +188,8 @@ class Tape(TorchFunctionMode):
         """padding="same" of an even kernel: torch puts the odd pixel behind."""
         sides = [s for p in reversed(both) for s in (p // 2, p - p // 2)]
         out = F.pad(x, sides)
-        self.origins[out] = Origin(self.origins[x].sources, self.origins[x].nonnegative)
+        origin = self.origins[x]
+        self.origins[out] = Origin(origin.axes, origin.sources, origin.nonnegative)
         return out
 
     def linear(self, func, input, weight, bias=None):
@@ -393,9 +227,9 @@ class Tape(TorchFunctionMode):
         if not merges:
             return self.weighted("batch_norm", Affine(), input, s, t, value, name=self.where(weight, "batch_norm"))
         with torch.no_grad():
-            w = layer.w * s.reshape(-1, *[1] * (layer.w.dim() - 1))  # (K,) -> (K, 1, ...)
             b = t if layer.b is None else layer.b * s + t
-        return self.weighted(layer.node.kind, layer.op, layer.x, w, b, value, name=layer.node.name, like=layer)
+            s = s if layer.s is None else layer.s * s
+        return self.weighted(layer.node.kind, layer.op, layer.x, layer.w, b, value, layer.node.name, s, like=layer)
 
     def value(self, func, where, *args, **kwargs) -> Tensor:
         """The layer's own output; what torch refuses is said with the layer's name."""
@@ -406,30 +240,37 @@ class Tape(TorchFunctionMode):
             remedy = "give images of the model's dtype, device and size"
             raise ZsuError(str(error).splitlines()[0], where=where, remedy=remedy) from error
 
-    def weighted(self, kind, op, x, w, b, value, name=None, like=None) -> Tensor:
+    def weighted(self, kind, op, x, w, b, value, name=None, s=None, like=None) -> Tensor:
         origin = self.origins[x]
-        weight_name = like.node.weight if like else self.names.get(id(w))
-        follows_channels = x.dim() == 2 or not isinstance(op, Linear)  # a Linear on (N, C, J) mixes the last axis
-        sources = origin.sources if follows_channels else None
-        node = Node(kind, name or self.where(w, kind), weight_name, op.groups, [sources])
+        batch, channel = origin.axes
+        mine = channel_axis(op, x)
+        node = Node(
+            kind,
+            name or self.where(w, kind),
+            like.node.weight if like else self.parameters.get(id(w)),
+            op.groups,
+            [origin.sources if channel == mine else None],
+        )
         layer = Layer(
             node,
             op,
             x,
             w.detach(),
+            s,
             None if b is None else b.detach(),
-            self.rule,
             origin.nonnegative,
+            origin.is_input,
             self.edges,
+            None if batch == mine else batch,
+            self.samples,
             value,
             like.version if like else x._version,
         )
         self.nodes.append(node)
+        self.rows.append(node)
         self.layers.append(layer)
         out = Weighted.apply(x, layer)
-        channels = out.shape[layer.axis]
-        known = layer.axis == 1 or out.dim() == 2
-        self.origins[out] = Origin((Source(len(self.nodes) - 1, channels),) if known else None, layer=layer)
+        self.origins[out] = Origin(layer.axes, (Source(len(self.nodes) - 1, out.shape[mine]),), layer=layer)
         return out
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
@@ -437,96 +278,288 @@ class Tape(TorchFunctionMode):
         name = self.names.get(id(parameter))
         return name.rpartition(".")[0] if name else kind
 
-    # -- operations without weights
+    # -- norms and activations
+
+    def layer_norm(self, func, input, normalized_shape, weight=None, bias=None, eps=1e-5):
+        axes = list(range(input.dim() - len(normalized_shape), input.dim()))
+        return self.norm("layer_norm", self.where(weight, "layer_norm"), input, input, axes, weight, bias, eps)
+
+    def group_norm(self, func, input, num_groups, weight=None, bias=None, eps=1e-5):
+        grouped = input.unflatten(1, (num_groups, -1))  # (N, C, ...) -> (N, groups, C / groups, ...)
+        shape = (-1, *[1] * (input.dim() - 2))
+        name = self.where(weight, "group_norm")
+        weight, bias = (None if p is None else p.reshape(shape) for p in (weight, bias))  # (C,) -> (C, 1, ...)
+        return self.norm("group_norm", name, input, grouped, list(range(2, grouped.dim())), weight, bias, eps)
+
+    def norm(self, kind, name, x, grouped, axes, weight, bias, eps) -> Tensor:
+        """y = (x - mean) s w + b with s = 1 / deviation held constant: linear in x, and b keeps its share."""
+        origin = self.origins[x]
+        node = self.row(Node(kind, name))
+        through = Meter.apply(x, node, "into", origin.axes, self.samples).view(grouped.shape)
+        centred = through - through.mean(axes, keepdim=True)
+        with torch.no_grad():
+            s = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
+        y = (centred * s).view(x.shape)
+        y = y if weight is None else y * weight.detach()
+        if bias is not None:
+            y = y + self.leaf(bias, node, "bias")
+        out = Meter.apply(y, node, "out", origin.axes, self.samples)
+        self.origins[out] = Origin(origin.axes, None)
+        return out
+
+    def row(self, node: Node) -> Node:
+        self.rows.append(node)
+        return node
+
+    def leaf(self, constant: Tensor, node: Node, share: str) -> Tensor:
+        """The constant as a leaf whose share of the relevance goes to that field of the node."""
+        leaf = constant.detach().requires_grad_()
+        self.constants.append((leaf, node, share))
+        return leaf
+
+    def bending(self, func, name, args, kwargs) -> Tensor:
+        x, *rest = args if args else (kwargs.pop("input"),)
+        if func(torch.zeros(1, dtype=x.dtype, device=x.device), *rest, **kwargs).any():
+            raise ZsuError(f"{name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
+        in_place = changes_in_place(func, name, args, kwargs)
+        if in_place:
+            self.protect(x)
+        out = Ratio.apply(x, lambda t: func(t, *rest, **kwargs), in_place)
+        origin = self.origins[x]
+        self.origins[out] = Origin(origin.axes, origin.sources, origin.nonnegative)
+        return out
+
+    # -- additions
 
     def add(self, a, b, *, alpha=1, in_place=False):
-        if alpha != 1 or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-            raise ZsuError("addition of a number or with alpha", where="add", remedy="explain a model without it")
-        if a not in self.origins or b not in self.origins:
+        if alpha != 1:
+            raise ZsuError("addition with alpha", where="add", remedy="explain a model without it")
+        if not (isinstance(a, Tensor) and a in self.origins and isinstance(b, Tensor) and b in self.origins):
             return self.add_constant(a, b, in_place)
         if a.shape != b.shape:
             raise ZsuError(f"adds {tuple(a.shape)} and {tuple(b.shape)}", where="add", remedy="use equal shapes")
         if in_place:
             self.protect(a)
         of_a, of_b = self.origins[a], self.origins[b]
-        node = Node("add", "add", sources=[of_a.sources, of_b.sources])
+        axes = tuple(i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
+        node = self.row(Node("add", "add", sources=[of_a.sources, of_b.sources]))
         self.nodes.append(node)
-        out = Addition.apply(a, b, node, in_place)
+        out = Addition.apply(a, b, node, in_place, axes, self.samples)
         known = (
-            of_a.sources is not None
+            axes[1] is not None
+            and of_a.sources is not None
             and of_b.sources is not None
             and all(s.group == 1 for s in (*of_a.sources, *of_b.sources))
         )
-        sources = (Source(len(self.nodes) - 1, out.shape[1]),) if known else None
-        self.origins[out] = Origin(sources, of_a.nonnegative and of_b.nonnegative)
+        sources = (Source(len(self.nodes) - 1, out.shape[axes[1]]),) if known else None
+        self.origins[out] = Origin(axes, sources, of_a.nonnegative and of_b.nonnegative)
         return out
 
-    def add_constant(self, a: Tensor, b: Tensor, in_place: bool) -> Tensor:
-        x, constant = (a, b) if a in self.origins else (b, a)
-        if in_place and x is b:
+    def subtract(self, a, b, *, alpha=1):
+        """a - b as a + (-b)."""
+        if not isinstance(b, Tensor) or b not in self.origins:
+            return self.add(a, -b, alpha=alpha)
+        return self.add(a, self.other(torch.mul, "mul", (b, -1.0), {}, [b]), alpha=alpha)
+
+    def add_constant(self, a, b, in_place: bool) -> Tensor:
+        a_flows = isinstance(a, Tensor) and a in self.origins
+        x, constant = (a, b) if a_flows else (b, a)
+        if in_place and not a_flows:
             raise ZsuError("adds the input's flow to a fixed tensor in place", where="add_", remedy="use a + b")
         if in_place:
             self.protect(a)
-        leaf = constant.detach().requires_grad_()
-        self.constants.append(leaf)
-        out = a.add_(leaf) if in_place else x + leaf
-        self.origins[out] = Origin(self.origins[x].sources)
+        constant = torch.as_tensor(constant, dtype=x.dtype, device=x.device)
+        origin = self.origins[x]
+        node = self.row(Node("constant", self.names.get(id(constant), "constant")))
+        through = Meter.apply(x.clone() if in_place else x, node, "into", origin.axes, self.samples)
+        leaf = self.leaf(constant, node, "constant")
+        total = through + leaf
+        if total.shape != x.shape:  # it was x that was broadcast
+            axes = tuple(None if i is None else i + total.dim() - x.dim() for i in origin.axes)
+        else:
+            axes = origin.axes
+        out = Meter.apply(total, node, "out", axes, self.samples)
+        if in_place:
+            out = Overwrite.apply(a, out)
+        self.origins[out] = Origin(axes, origin.sources)
         return out
 
     def cat(self, tensors, dim=0):
-        joined = []
-        for t in tensors:
-            if t not in self.origins:
-                t = t.detach().requires_grad_()
-                self.constants.append(t)
-            joined.append(t)
-        out = torch.cat(joined, dim)
-        origins = [self.origins.get(t) for t in joined]
-        known = dim == 1 and all(o is not None and o.sources is not None for o in origins)
-        self.origins[out] = Origin(
-            tuple(s for o in origins for s in o.sources) if known else None,
-            all(o is not None and o.nonnegative for o in origins),
-        )
+        flows = [t for t in tensors if t in self.origins]
+        axes = self.origins[flows[0]].axes
+        if any(self.origins[t].axes != axes for t in flows):
+            axes = (axes[0] if all(self.origins[t].axes[0] == axes[0] for t in flows) else None, None)
+        dim = dim % flows[0].dim()
+        if len(flows) < len(tensors):
+            node = self.row(Node("constant", "cat"))
+            metered = {id(t): Meter.apply(t, node, "into", axes, self.samples) for t in flows}
+            tensors = [metered[id(t)] if id(t) in metered else self.leaf(t, node, "constant") for t in tensors]
+        out = torch.cat(tensors, dim)
+        if len(flows) < len(tensors):
+            out = Meter.apply(out, node, "out", axes, self.samples)
+        origins = [self.origins[t] for t in flows]
+        known = dim == axes[1] and len(flows) == len(tensors) and all(o.sources is not None for o in origins)
+        sources = tuple(s for o in origins for s in o.sources) if known else None
+        if dim != axes[1] and all(o.sources == origins[0].sources for o in origins):  # along positions
+            sources = origins[0].sources
+        if dim == axes[0]:
+            axes = (None, axes[1])
+        nonnegative = len(flows) == len(tensors) and all(o.nonnegative for o in origins)
+        self.origins[out] = Origin(axes, sources, nonnegative)
         return out
 
-    def other(self, func, name, args, kwargs, known):
-        x = known[0]
-        origin = self.origins[x]
-        scaled = name in SCALING and len(known) == 1 and (name.startswith("mul") or args[0] is x)
-        if not (scaled or name in PER_CHANNEL | REGROUPING | REARRANGING):
+    # -- products: gates, attention
+
+    def beside(self, func, name, args, kwargs, flow, sides):
+        """An operation on tensors that depend on the input outside the flow, alone or together with the flow."""
+        gates = all(self.sides[t].gate for t in sides)
+        if flow:
+            if not (gates and name in SCALING | MATMUL):
+                raise self.refusal(self.sides[sides[0]], joins=name)
+            return self.other(func, name, args, kwargs, flow)
+        if name in HIDING:
+            return self.unknown(func, name, args, kwargs)
+        with torch.no_grad():
+            out = func(*args, **kwargs)
+        stays = gates and name in PER_CHANNEL | RESHAPING | REARRANGING | SCALING
+        by = name if name in GATES else self.sides[sides[0]].by
+        return self.aside(out, by, stays or name in GATES)
+
+    def aside(self, out, by: str, gate: bool):
+        for t in tensors_in((out,)):
+            if t.is_floating_point():
+                self.sides[t] = Side(by, gate)
+        return out
+
+    def gate(self, func, name, args, kwargs) -> Tensor:
+        if name == "softmax" and self.attention == "attnlrp":
+            x, *rest = args if args else (kwargs.pop("input"),)
+            axes = self.origins[x].axes
+            node = self.row(Node("softmax", "softmax"))
+            out = func(Meter.apply(x, node, "into", axes, self.samples), *rest, **kwargs)
+            out = Meter.apply(out, node, "out", axes, self.samples)
+            self.origins[out] = Origin(axes, None, nonnegative=True)
+            return out
+        with torch.no_grad():
+            return self.aside(func(*args, **kwargs), name, gate=True)
+
+    def product(self, func, name, args, kwargs) -> Tensor:
+        """Of two tensors in the flow."""
+        a, b = args
+        if self.attention == "attnlrp" and name in MATMUL:
+            out = (func(a, b.detach()) + func(a.detach(), b)) / 2  # each gets half
+            batch = self.origins[a].axes[0]
+            self.origins[out] = Origin((batch if batch is not None and batch < out.dim() - 2 else None, None), None)
+            return out
+        with torch.no_grad():
+            return self.aside(func(a, b, **kwargs), name, gate=False)
+
+    def scaled_dot_product_attention(
+        self, func, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **kwargs
+    ):
+        if dropout_p or kwargs.get("enable_gqa"):
+            raise ZsuError("attention with dropout or grouped queries", where="attention", remedy="call model.eval()")
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        if is_causal:
+            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
+        with self:  # what follows is recorded as if the model did it
+            scores = torch.matmul(query * scale, key.transpose(-2, -1))
+            scores = scores if attn_mask is None else scores + attn_mask
+            return torch.matmul(F.softmax(scores, -1), value)
+
+    def multi_head_attention(
+        self, query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
+        add_zero_attn, dropout_p, out_proj_weight, out_proj_bias, training=True, key_padding_mask=None,
+        need_weights=True, attn_mask=None, use_separate_proj_weight=False, **kwargs
+    ):  # fmt: skip
+        where = self.where(in_proj_weight, "attention")
+        if use_separate_proj_weight or bias_k is not None or add_zero_attn or key_padding_mask is not None:
+            remedy = "use nn.MultiheadAttention without kdim, vdim, add_bias_kv, add_zero_attn and padding mask"
+            raise ZsuError("attention with separate projections, extra keys or padding", where=where, remedy=remedy)
+        biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+        weights = in_proj_weight.chunk(3)
+        self.parts += weights  # kept alive, because names go by id
+        self.names |= {id(w): f"{where}.{letter}.weight" for letter, w in zip("qkv", weights, strict=True)}
+        with self:
+            q, k, v = (
+                F.linear(t, w, b).unflatten(2, (num_heads, -1)).permute(1, 2, 0, 3)  # (L, N, E) -> (N, heads, L, d)
+                for t, w, b in zip((query, key, value), weights, biases, strict=True)
+            )
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask)
+            out = F.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)  # -> (L, N, E)
+        if not need_weights:
+            return out, None
+        with torch.no_grad():
+            weights = (q / math.sqrt(q.shape[-1]) @ k.transpose(-2, -1)).softmax(-1).mean(1)  # (N, L, L)
+        return out, self.aside(weights, "softmax", gate=True)
+
+    # -- everything else
+
+    def other(self, func, name, args, kwargs, flow):
+        x = flow[0]
+        if name in MATMUL and x is args[0] and args[1] not in self.sides and args[1].dim() == 2:  # a Linear by hand
+            return self.weighted("linear", Linear(), x, args[1].T, None, self.value(func, name, *args))
+        scaled = len(flow) == 1 and name in SCALING | MATMUL and ("div" not in name or args[0] is x)
+        if not (scaled or name in PER_CHANNEL | RESHAPING | REARRANGING):
             return self.unknown(func, name, args, kwargs)
         if "dropout" in name and bound(args, kwargs, 2, "training", True):
             raise ZsuError("dropout is active", where=name, remedy="call model.eval(), or pass training=False")
         if name == "pad" and bound(args, kwargs, 3, "value", None):
             raise ZsuError("pads with a value other than 0", where="pad", remedy="pad with 0 in the model")
-        in_place = name.endswith("_") or kwargs.get("inplace")
-        if in_place and not name.startswith("relu"):  # a ReLU in place zeroes only what gets no relevance
-            self.protect(x)
+        if changes_in_place(func, name, args, kwargs) and not name.startswith("relu"):
+            self.protect(x)  # a ReLU in place zeroes only what gets no relevance
         out = func(*args, **kwargs)
-        sources = origin.sources if scaled or name in PER_CHANNEL else None
-        if name in REGROUPING:
-            sources = regrouped(origin.sources, x, out)
-        if name == "mean" and (axes := bound(args, kwargs, 1, "dim", None)) is not None:
-            sources = origin.sources if all(axis % x.dim() >= 2 for axis in as_list(axes, 1)) else None
-        nonnegative = name in ("relu", "relu_") or (origin.nonnegative and name not in SIGN_CHANGING)
-        for t in tensors_in(out if isinstance(out, (tuple, list)) else (out,)):
+        for t in tensors_in((out,)):
             if t.is_floating_point():
-                self.origins[t] = Origin(sources, nonnegative)
+                self.origins[t] = self.after(name, args, kwargs, x, t)
         return out
+
+    def after(self, name, args, kwargs, x: Tensor, out: Tensor) -> Origin:
+        """Origin of what an operation without weights makes of x."""
+        origin, sources = self.origins[x], self.origins[x].sources
+        batch, channel = origin.axes
+        if name in RESHAPING:
+            channels = None if channel is None else x.shape[channel]
+            batch, channel = (
+                reshaped(axis, size, x.shape, out.shape) for axis, size in ((batch, self.samples), (channel, channels))
+            )
+            if channel is not None and sources is not None:
+                spread = out.shape[channel] // channels  # positions that now stand beside each other
+                sources = tuple(Source(s.node, s.channels, s.group * spread) for s in sources)
+        elif name in REARRANGING:
+            batch, channel = (rearranged(name, args, kwargs, axis, x, out) for axis in origin.axes)
+        elif out.dim() != x.dim():  # broadcast against more dimensions
+            batch, channel = (None if i is None else i + out.dim() - x.dim() for i in origin.axes)
+        nonnegative = name in ("relu", "relu_") or (origin.nonnegative and name not in MAY_TURN_NEGATIVE)
+        is_input = origin.is_input and name in ("contiguous", "clone")
+        return Origin((batch, channel), sources if channel is not None else None, nonnegative, is_input=is_input)
 
     def unknown(self, func, name, args, kwargs):
         """Questions about a tensor (shape, dtype, ...) pass; anything else that depends on the input is refused."""
+        if name in FRESH:
+            return func(*args, **kwargs)
         if name not in HIDING:
             out = func(*args, **kwargs)
             if not tensors_in((out,)):
                 return out
-        heads = ("softmax", "log_softmax", "sigmoid", "logsigmoid")
+        raise self.refusal(Side(name, name in ("log_softmax", "logsigmoid")))
+
+    def refusal(self, side: Side, joins: str | None = None) -> ZsuError:
+        """Why what an operation made cannot be explained."""
+        if joins:
+            return ZsuError(
+                f"{joins!r} joins the output of {side.by!r} to what relevance flows through",
+                where="explain",
+                remedy="only softmax, sigmoid and hardsigmoid may multiply other tensors",
+            )
         remedy = (
             "explain the logits: remove the last softmax or sigmoid from the model"
-            if name in heads
+            if side.gate
             else "replace it in the model, or explain a model without it"
         )
-        raise ZsuError(f"operation {name!r} has no relevance rule", where="explain", remedy=remedy)
+        return ZsuError(f"operation {side.by!r} has no relevance rule", where="explain", remedy=remedy)
 
     def protect(self, t: Tensor) -> None:
         """Before t changes in place: give each layer whose output shares t's memory a copy of that output."""
@@ -535,14 +568,83 @@ class Tape(TorchFunctionMode):
                 layer.z = layer.z.clone()
 
 
-def regrouped(sources, x: Tensor, out) -> tuple[Source, ...] | None:
-    """Sources after (N, C, ...) -> (N, C, other positions) or (N, C * positions); None for other rearrangements."""
-    if sources is None or x.shape[:2] == out.shape[:2]:
-        return sources
-    if out.dim() != 2 or out.shape[0] != x.shape[0]:
+# --- where the axes of samples and channels go --------------------------------------------------------------------
+
+
+def reshaped(axis: int | None, size: int | None, before: torch.Size, after: torch.Size) -> int | None:
+    """Axis after a reshape, in which `axis`, of which `size` entries count, is still the outer part; or None."""
+    if axis is None:
         return None
-    positions = x[0, 0].numel()
-    return tuple(Source(s.node, s.channels, s.group * positions) for s in sources)
+    outer = math.prod(before[:axis])
+    for i, length in enumerate(after):
+        if math.prod(after[:i]) == outer and length % size == 0:
+            return i
+    return None
+
+
+def rearranged(name: str, args, kwargs, axis: int | None, x: Tensor, out: Tensor) -> int | None:
+    """Where `axis` of x is in `out`; None where it is gone, taken apart, or not known."""
+    if axis is None:
+        return None
+    if name == "__getitem__":
+        return indexed(args[1], axis, x.dim())
+    marked = torch.empty([2 if i == axis else 1 for i in range(x.dim())], device="meta")
+    if name in ("permute", "transpose", "movedim", "swapaxes"):
+        return list(getattr(marked, name)(*args[1:], **kwargs).shape).index(2)
+    if name == "expand":
+        return axis + out.dim() - x.dim()
+    dims = bound(args, kwargs, {"chunk": 2, "split": 2, "narrow": 1}.get(name, 1), "dim", None)
+    if name in ("chunk", "split", "unbind"):
+        dims = 0 if dims is None else dims
+    if dims is None:
+        return None
+    dims = [d % x.dim() for d in as_list(dims, 1)]
+    if axis in dims:
+        return None
+    return axis if out.dim() == x.dim() else axis - sum(d < axis for d in dims)
+
+
+def indexed(index, axis: int, dim: int) -> int | None:
+    """Where `axis` is after x[index], with x of `dim` dimensions; None for anything but numbers, slices, None, ...."""
+    index = list(index) if isinstance(index, tuple) else [index]
+    if any(not (i is None or i is Ellipsis or isinstance(i, (int, slice))) for i in index):
+        return None
+    named = sum(i is not None and i is not Ellipsis for i in index)
+    if Ellipsis not in index:
+        index.append(Ellipsis)
+    at = index.index(Ellipsis)
+    index[at : at + 1] = [slice(None)] * (dim - named)
+    before, new = 0, 0  # axes of x and of the result so far
+    for i in index:
+        if i is None:
+            new += 1
+            continue
+        if before == axis:
+            return new if isinstance(i, slice) and i == slice(None) else None
+        before += 1
+        new += isinstance(i, slice)
+    return None
+
+
+# --- arguments ------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=256)
+def signature(func: Callable) -> inspect.Signature | None:
+    """Of Python functions; built-in ones have none, and no argument `inplace` either."""
+    try:
+        return inspect.signature(func)
+    except (ValueError, TypeError):
+        return None
+
+
+def changes_in_place(func: Callable, name: str, args, kwargs) -> bool:
+    """relu_(x), x *= 2, relu(x, inplace=True) or relu(x, True)."""
+    if (name.endswith("_") and not name.endswith("__")) or name.startswith("__i"):
+        return True
+    if not (found := signature(func)) or "inplace" not in found.parameters:
+        return False
+    return bool(found.bind(*args, **kwargs).arguments.get("inplace"))
 
 
 def tensors_in(values) -> list[Tensor]:

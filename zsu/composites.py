@@ -1,0 +1,81 @@
+"""Composites: which rule goes where in a model.
+
+Sources: Montavon et al. (2019), LNCS 11700, sec. 10.3; Kohlbrenner et al. (2020), arXiv:1910.09840.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+
+from .errors import ZsuError
+from .layers import Layer
+from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A rule for every layer with weights: by name, else by place, else by kind.
+
+    Parameters
+    ----------
+    conv, linear, norm : Rule or str
+        For convolutions (a BatchNorm right behind counts as part of one), Linears, and BatchNorms of their own.
+    first, last : Rule or str, optional
+        For the layers that read the model's input, and for the one that computes the logits.
+    names : mapping of str to Rule or str
+        By name of the layer, with ``*`` for any text: ``{"features.*": "gamma", "classifier.0": Epsilon(0.1)}``.
+    """
+
+    conv: Rule | str = "epsilon"
+    linear: Rule | str = "epsilon"
+    norm: Rule | str = "epsilon"
+    first: Rule | str | None = None
+    last: Rule | str | None = None
+    names: Mapping[str, Rule | str] = field(default_factory=dict)
+
+    def assign(self, layers: Iterable[Layer], last: Layer | None) -> None:
+        """Give each layer its rule; `ZsuError` for a name that no layer has and for unknown rules."""
+        unused = dict(self.names)
+        for layer in layers:
+            kind = "norm" if layer.op.groups == 0 else "linear" if layer.node.kind == "linear" else "conv"
+            rule = getattr(self, kind)
+            if self.last is not None and layer is last:
+                rule = self.last
+            if self.first is not None and layer.reads_input:
+                rule = self.first
+            for pattern in self.names:
+                if fnmatch(layer.node.name, pattern):
+                    rule = self.names[pattern]
+                    unused.pop(pattern, None)
+            layer.rule = as_rule(rule)
+            layer.rule.check(layer.x)
+        if unused:
+            known = ", ".join(layer.node.name for layer in layers)
+            raise ZsuError(f"no layer is called {', '.join(unused)}", where="Composite", remedy=f"use one of {known}")
+
+
+COMPOSITES = {
+    "epsilon-gamma-box": Composite(conv=Gamma(), first=Box()),
+    "epsilon-plus": Composite(conv=AlphaBeta(1.0, 0.0)),
+    "epsilon-plus-flat": Composite(conv=AlphaBeta(1.0, 0.0), first=Flat()),
+    "epsilon-alpha2-beta1": Composite(conv=AlphaBeta(2.0, 1.0)),
+}
+
+Rules = str | Rule | Composite | Mapping[str, str | Rule]
+
+
+def as_composite(rules: Rules) -> Composite:
+    """A composite by name, or of one rule for all layers, or of rules by layer name with epsilon for the others."""
+    if isinstance(rules, Composite):
+        return rules
+    if isinstance(rules, Mapping):
+        return Composite(names=rules)
+    if isinstance(rules, str) and rules in COMPOSITES:
+        return COMPOSITES[rules]
+    if isinstance(rules, str) and rules not in RULES:
+        known = ", ".join([*RULES, *COMPOSITES])
+        raise ZsuError(f"unknown rule {rules!r}", where="rules", remedy=f"use one of {known}, a Rule or a Composite")
+    rule = as_rule(rules)
+    return Composite(conv=rule, linear=rule, norm=rule)

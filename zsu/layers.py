@@ -1,0 +1,439 @@
+"""What happens to relevance at one step of the forward pass; :mod:`zsu.tape` decides which step is which.
+
+Every tensor t carries c = R / t as its gradient, so that relevance is t * grad. Layers with weights replace their
+backward pass by a rule of :mod:`zsu.rules` (`Weighted`), and sum on the way the relevance of every edge j -> k and the
+shares that bias and stabiliser keep. Activations that bend (GELU, ReLU6) hand on what they get (`Ratio`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .errors import ZsuError
+from .rules import Base, Part, Rule, same
+
+Number = float | Tensor  # sums stay on the device as 0-dimensional tensors until somebody looks
+Axes = tuple[int | None, int | None]  # of samples and of channels; None where they are not known
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run of channels that one node hands on: `group` consecutive features belong to one channel."""
+
+    node: int  # index into Tape.nodes
+    channels: int
+    group: int = 1
+
+
+@dataclass(eq=False)
+class Node:
+    """One step of the forward pass that relevance flows through: the input, a weighted layer, an addition, a norm..."""
+
+    kind: str
+    name: str = ""
+    weight: str | None = None  # name of the weight parameter, where it is one
+    groups: int = 1  # convolution groups; 0: every channel has only its own source (BatchNorm)
+    sources: list[tuple[Source, ...] | None] = field(default_factory=list)  # one entry a summand; None: unknown
+    # filled by the backward pass; N samples, K channels, J sources
+    relevance: Tensor | None = None  # (N, K)
+    edges: list[Tensor] = field(default_factory=list)  # weighted: one (K, J / groups); addition: (K,) per summand
+    handed: Number | None = None  # relevance that went to the inputs, summed over samples; None: the sum of the edges
+    bias: Number = 0.0
+    stabiliser: Number = 0.0
+    constant: Number = 0.0  # ... to tensors that do not depend on the input
+    magnitude: Number = 0.0  # sum of |R| over all outputs
+
+    @property
+    def out(self) -> float:
+        """Relevance that arrived, summed over samples."""
+        return total(self.relevance)
+
+    @property
+    def into(self) -> float:
+        """Relevance that went on to the inputs, summed over samples."""
+        return sum(map(total, self.edges)) if self.handed is None else float(self.handed)
+
+    def arrived(self, R: Tensor, axes: Axes, samples: int) -> None:
+        """Note the relevance of the outputs."""
+        self.relevance = by_sample(R, axes, samples)
+        self.magnitude = torch.linalg.vector_norm(R, 1)
+
+    def clear(self) -> None:
+        """Forget what an earlier backward pass noted."""
+        self.relevance, self.edges, self.handed = None, [], None
+        self.bias = self.stabiliser = self.constant = self.magnitude = 0.0
+
+
+# --- weighted operations -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution of any dimension; transposed too."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    transposed: bool = False
+    output_padding: list[int] = field(default_factory=lambda: [0])
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return torch.ops.aten.convolution(
+            x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
+        )
+
+    def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
+        gx, gw, _ = torch.ops.aten.convolution_backward(
+            c, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
+            self.groups, [True, edges, False],
+        )  # fmt: skip
+        return gx, gw
+
+    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
+        e = gw.mul_(w).flatten(2).sum(2)  # (K, J/groups, window) -> (K, J/groups); transposed: (J, K/groups)
+        if not self.transposed:
+            return e
+        e = e.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (J, K/g) -> (g, J/g, K/g) -> (g, K/g, J/g)
+        return e.flatten(0, 1)  # (K, J/g)
+
+
+class Linear:
+    """A fully connected layer on (..., J)."""
+
+    groups = 1
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return F.linear(x, w)
+
+    def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
+        gw = c.flatten(0, -2).T @ x.flatten(0, -2) if edges else None  # (M, K)^T (M, J) -> (K, J)
+        return c @ w, gw
+
+    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
+        return gw.mul_(w)
+
+
+class Affine:
+    """y_k = w_k x_k + b_k per channel: a BatchNorm that no convolution can take in."""
+
+    groups = 0
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return x * along_channels(w, x, (0, 1))
+
+    def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
+        gw = over_positions(c * x, (0, 1)).sum(0) if edges else None
+        return c * along_channels(w, x, (0, 1)), gw
+
+    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
+        return gw.mul_(w)[:, None]  # (K,) -> (K, 1)
+
+
+@dataclass(eq=False)
+class Layer:
+    """A weighted layer while the tape runs: its operation, tensors, rule and node."""
+
+    node: Node
+    op: Conv | Linear | Affine
+    x: Tensor
+    w: Tensor
+    s: Tensor | None  # (K,): the layer's weights are w times s, its BatchNorm's scale
+    b: Tensor | None
+    nonnegative: bool  # of x
+    reads_input: bool  # x is the model's input itself
+    edges: bool
+    batch: int | None  # axis of x and of the output that holds the samples
+    samples: int
+    z: Tensor  # the output
+    version: int  # of x when the layer read it
+    rule: Rule | None = None  # chosen by a composite when the forward pass is over
+    keep: bool = False  # another backward pass follows
+    direct: Tensor | None = None  # relevance of x that is no multiple of x, for rules of the input layer
+
+    @property
+    def axes(self) -> Axes:
+        """Of x and of the output."""
+        return self.batch, channel_axis(self.op, self.x)
+
+
+class Weighted(torch.autograd.Function):
+    """Hands out the layer's own output z; its backward is the layer's LRP rule."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, layer: Layer) -> Tensor:
+        z = layer.z
+        layer.z = z.detach()  # shares memory with the output; Tape.protect copies it before a change in place
+        ctx.layer = layer
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
+        if ctx.layer.x._version != ctx.layer.version:
+            raise ZsuError(
+                "the input of this layer is changed in place after the layer has read it",
+                where=ctx.layer.node.name,
+                remedy="use the out-of-place function in the model",
+            )
+        return propagate(ctx.layer, g), None
+
+
+def propagate(layer: Layer, g: Tensor) -> Tensor:
+    """Gradient gx with x * gx = R of the layer's input, from g with z * g = R of its output; fills the node."""
+    node, op, x = layer.node, layer.op, layer.x
+    z = at_least_float32(layer.z)
+    R = z * at_least_float32(g)
+    node.arrived(R, layer.axes, layer.samples)
+    bases, portions = layer.rule(R, z, layer.b, layer.nonnegative)
+    bases, portions = without_negative(bases, portions) if layer.nonnegative else (bases, portions)
+    if not layer.reads_input and not all(isinstance(part, str) for part, _ in bases):
+        raise ZsuError(
+            f"{type(layer.rule).__name__} is a rule for layers that read the model's input",
+            where=node.name,
+            remedy="use it as Composite(first=...)",
+        )
+    copies = [Copy(layer, z, part, change) for part, change in bases]
+    shares: list[Tensor | None] = [None] * len(bases)  # for each base: sum over portions of coefficient * c
+    for portion, coefficients, b in portions:
+        c = over_stabilised(portion, pre_activation(layer, z, copies, coefficients, b), layer)
+        if b is not None:
+            node.bias = node.bias + torch.dot(over_samples(c, layer.axes), b.to(c.dtype))
+        for m, coefficient in enumerate(coefficients):
+            if coefficient:
+                shares[m] = added(shares[m], c, coefficient)
+    gx, edges = None, None
+    for base, share in zip(copies, shares, strict=True):
+        if share is None:
+            continue
+        if base.own and layer.s is not None:
+            share = share * along_channels(layer.s, share, layer.axes)
+        gp, gw = op.backward(share.to(x.dtype), base.x, base.w, layer.edges)
+        if isinstance(base.part, str):
+            gx = added(gx, signed(gp, x, base.part))
+        else:
+            layer.direct = added(layer.direct, gp * base.x)
+        if layer.edges:
+            edges = added(edges, op.edges(base.w, at_least_float32(gw)))
+    gx = torch.zeros_like(x) if gx is None else gx
+    node.edges = [edges] if layer.edges else []
+    if not (layer.edges and isinstance(op, Conv)):  # edges of a convolution are few, and summed when asked for
+        node.handed = inner(x, gx) + (0.0 if layer.direct is None else total(layer.direct))
+    if not layer.keep:
+        layer.x = layer.z = None
+    return gx
+
+
+def without_negative(bases: list[Base], portions: list) -> tuple[list[Base], list]:
+    """What a rule comes to where no input is negative."""
+    kept = [m for m, (part, _) in enumerate(bases) if not (isinstance(part, str) and part == "-")]
+    bases = [("x" if isinstance(bases[m][0], str) else bases[m][0], bases[m][1]) for m in kept]
+    return bases, [(portion, [coefficients[m] for m in kept], b) for portion, coefficients, b in portions]
+
+
+class Copy:
+    """One base of a rule: its share of the input, and its weights, computed when first needed."""
+
+    def __init__(self, layer: Layer, z: Tensor, part: Part, change: Callable[[Tensor], Tensor]):
+        self.layer, self.z, self.part, self.change = layer, z, part, change
+        self.own = change is same and isinstance(part, str) and part == "x"  # the layer as it is
+
+    @cached_property
+    def x(self) -> Tensor:
+        return part_of(self.layer.x, self.part)
+
+    @cached_property
+    def w(self) -> Tensor:
+        layer = self.layer
+        if self.own or layer.s is None:
+            return self.change(layer.w)
+        return self.change(layer.w * layer.s.reshape(-1, *[1] * (layer.w.dim() - 1)))  # (K,) -> (K, 1, ...)
+
+    @cached_property
+    def product(self) -> Tensor:
+        """x w, without bias."""
+        layer = self.layer
+        if self.own:
+            return self.z if layer.b is None else self.z - along_channels(layer.b, self.z, layer.axes)
+        return at_least_float32(layer.op.forward(self.x, self.w))
+
+
+def pre_activation(layer: Layer, z: Tensor, copies: list[Copy], coefficients: list[float], b: Tensor | None) -> Tensor:
+    """zr = sum of coefficient * product + b; z itself where that is the same."""
+    used = [(copy, coefficient) for copy, coefficient in zip(copies, coefficients, strict=True) if coefficient]
+    if len(used) == 1 and used[0][0].own and used[0][1] == 1 and b is layer.b:
+        return z
+    zr = None
+    for copy, coefficient in used:
+        zr = added(zr, copy.product, coefficient)
+    return zr if b is None else zr + along_channels(b, zr, layer.axes)
+
+
+def over_stabilised(portion: Tensor, zr: Tensor, layer: Layer) -> Tensor:
+    """c = portion / (zr + sign(zr) epsilon), sign(0) = 1; notes what the stabiliser keeps."""
+    tiny = torch.finfo(zr.dtype).tiny
+    stabiliser = torch.copysign(torch.tensor(max(layer.rule.epsilon, tiny), dtype=zr.dtype, device=zr.device), zr)
+    denominator = zr + stabiliser
+    c = torch.div(portion, denominator, out=denominator)
+    layer.node.stabiliser = layer.node.stabiliser + inner(c, stabiliser)
+    return c
+
+
+def part_of(x: Tensor, part: Part) -> Tensor:
+    """What a base sees of the input."""
+    if isinstance(part, str):
+        return {"x": lambda: x, "|x|": x.abs, "+": lambda: x.clamp(min=0), "-": lambda: x.clamp(max=0)}[part]()
+    return torch.as_tensor(part, dtype=x.dtype, device=x.device).expand_as(x)
+
+
+def signed(gp: Tensor, x: Tensor, part: str) -> Tensor:
+    """gx with x * gx = part * gp."""
+    if part == "x":
+        return gp
+    return gp * {"|x|": x.sign, "+": lambda: x > 0, "-": lambda: x < 0}[part]()
+
+
+def added(to: Tensor | None, t: Tensor, coefficient: float = 1.0) -> Tensor:
+    """to + coefficient * t, nothing computed for what is not there."""
+    if to is None:
+        return t if coefficient == 1 else t * coefficient
+    return to.add(t, alpha=coefficient)
+
+
+def at_least_float32(t: Tensor) -> Tensor:
+    """float16 and bfloat16 hold too few digits and too small a range for quotients and sums."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+# --- other steps ----------------------------------------------------------------------------------------------
+
+
+class Addition(torch.autograd.Function):
+    """a + b; its backward sums the relevance each summand gets."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor, node: Node, in_place: bool, axes: Axes, samples: int) -> Tensor:
+        ctx.node, ctx.axes, ctx.samples = node, axes, samples
+        ctx.save_for_backward(a.clone() if in_place else a, b)
+        if in_place:
+            ctx.mark_dirty(a)
+            return a.add_(b)
+        return a + b
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        node, a_and_b = ctx.node, ctx.saved_tensors
+        shares = [by_sample(at_least_float32(t) * g, ctx.axes, ctx.samples) for t in a_and_b]  # (N, K) each
+        node.relevance = shares[0] + shares[1]
+        node.edges = [s.sum(0) for s in shares]
+        return g, g, None, None, None, None
+
+
+class Meter(torch.autograd.Function):
+    """Identity that notes the relevance passing by: as what a node gets ("out") or hands on ("into")."""
+
+    @staticmethod
+    def forward(ctx, t: Tensor, node: Node, side: str, axes: Axes, samples: int) -> Tensor:
+        ctx.node, ctx.side, ctx.axes, ctx.samples = node, side, axes, samples
+        ctx.save_for_backward(t)
+        return t.view_as(t)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        R = at_least_float32(ctx.saved_tensors[0]) * g
+        if ctx.side == "out":
+            ctx.node.arrived(R, ctx.axes, ctx.samples)
+        else:
+            ctx.node.handed = (ctx.node.handed or 0.0) + R.sum()
+        return g, None, None, None, None
+
+
+class Ratio(torch.autograd.Function):
+    """y = f(x) with f(0) = 0, as y = (f(x) / x) x with a constant factor: all of R goes through."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, f: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
+        y = f(x.clone() if in_place else x)
+        ctx.save_for_backward(torch.where(x == 0, 0, y / x))
+        if in_place:
+            ctx.mark_dirty(x)
+            return x.copy_(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        return g * ctx.saved_tensors[0], None, None
+
+
+class Overwrite(torch.autograd.Function):
+    """Write b over a in place: what an operation in place comes to when it is computed out of place."""
+
+    @staticmethod
+    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
+        ctx.mark_dirty(a)
+        return a.copy_(b)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> tuple[None, Tensor]:
+        return None, g
+
+
+# --- sums over axes -------------------------------------------------------------------------------------------
+
+
+def channel_axis(op: Conv | Linear | Affine, x: Tensor) -> int:
+    """Axis of the channels in what the operation reads and returns."""
+    return x.dim() - 1 if isinstance(op, Linear) else 1
+
+
+def along_channels(v: Tensor, like: Tensor, axes: Axes) -> Tensor:
+    """(K,) -> (1, K, 1, ...) so that it broadcasts over `like`."""
+    shape = [1] * like.dim()
+    shape[axes[1]] = -1
+    return v.reshape(shape)
+
+
+def over_positions(t: Tensor, axes: Axes) -> Tensor:
+    """Sum all but samples and channels: (N, K); (1, K) where samples are not known, (N, 1) where channels are not."""
+    batch, channel = axes
+    others = [axis for axis in range(t.dim()) if axis not in axes]
+    t = t.sum(others) if others else t  # the axes that are known
+    if batch is None and channel is None:
+        return t[None, None]
+    if batch is None or channel is None:
+        return t[None] if batch is None else t[:, None]
+    return t if batch < channel else t.T
+
+
+def by_sample(t: Tensor, axes: Axes, samples: int) -> Tensor:
+    """`over_positions` with the windows of each sample, that some models spread over the batch axis, summed too."""
+    t = over_positions(t, axes)
+    return t if len(t) in (1, samples) else t.unflatten(0, (samples, -1)).sum(1)  # (N windows, K) -> (N, K)
+
+
+def over_samples(t: Tensor, axes: Axes) -> Tensor:
+    """(K,): the sum of all but the channels."""
+    return t.sum([axis for axis in range(t.dim()) if axis != axes[1]])
+
+
+def total(t: Tensor) -> float:
+    """Sum in float64."""
+    return float(t.double().sum())
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of a * b, 0-dimensional; in one pass where both lie in memory alike and without gaps."""
+    dense = a.is_contiguous() or (a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last))
+    if not dense or a.stride() != b.stride():
+        return (a * b).sum()
+    return torch.dot(*(t.as_strided((t.numel(),), (1,)) for t in (a, b)))
