@@ -124,7 +124,8 @@ def measure(name: str, size: int, batch: int, rounds: int, device: str, dtype: t
             case(model, x, y)
             times[case] = []
         except Exception as error:
-            print(f"{name:<9} {size:>3} {batch:>3}  {case.__name__:<18} does not run: {type(error).__name__}", flush=True)
+            why = type(error).__name__
+            print(f"{name:<9} {size:>3} {batch:>3}  {case.__name__:<18} does not run: {why}", flush=True)
             model = build(name, size, dtype, device)  # whatever it left behind
     for _ in range(rounds):
         for case in times:

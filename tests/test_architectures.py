@@ -521,6 +521,23 @@ def test_interrupted_in_the_middle_leaves_nothing_behind():
     assert torch.equal(explain(model, x, 1).input, expected)
 
 
+def test_a_model_of_two_inputs_is_refused():
+    class Two(nn.Module):
+        def forward(self, a, b):
+            return a + b
+
+    with pytest.raises(ZsuError, match=r"^Two: forward does not take one input \(missing a required argument: 'b'\)"):
+        explain(Two().eval(), rand(2, 3), 1)
+
+
+def test_an_explanation_inside_a_model_that_is_explained_is_refused():
+    inner = nn.Linear(3, 3).double().eval()
+    model = net(lambda m, x: m.head(x + explain(inner, x, 1).input), head=nn.Linear(3, 2))
+    with pytest.raises(ZsuError, match="operation 'isfinite' has no relevance rule"):
+        explain(model, rand(2, 3), 1)
+    assert not torch.overrides._get_current_function_mode_stack()
+
+
 def test_exploding_relevance_is_said():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)).double().eval()
     model[0].weight.data = torch.tensor([[1.0, 1.0], [1.0, 1.0 + 1e-6]]).double()

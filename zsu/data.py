@@ -9,6 +9,7 @@ A data set here is anything with torchvision's attributes: ``len``, ``[i] -> (im
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import os
@@ -501,8 +502,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
             f"cannot write this file ({error})", where=str(path), remedy="pass a path in a writable folder"
         ) from error
     finally:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never written, or is moved
+            temporary.unlink()
 
 
 # ---------------------------------------------------------------------------------------------------------

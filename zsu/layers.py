@@ -7,7 +7,7 @@ shares that bias and stabiliser keep. Activations that bend (GELU, ReLU6) hand o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from .errors import ZsuError
 from .rules import Base, Part, Rule, same
 
+BLOCK = 2**18  # values
 Number = float | Tensor  # sums stay on the device as 0-dimensional tensors until somebody looks
 Axes = tuple[int | None, int | None]  # of samples and of channels; None where they are not known
 
@@ -95,10 +96,13 @@ class Conv:
             c, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
             self.groups, [True, edges, False],
         )  # fmt: skip
-        return gx, gw
+        return gx, self.edges(w, gw) if edges else None
 
     def edges(self, w: Tensor, gw: Tensor) -> Tensor:
-        e = gw.mul_(w).flatten(2).sum(2)  # (K, J/groups, window) -> (K, J/groups); transposed: (J, K/groups)
+        """Sum over the kernel's window of w * gw."""
+        e = torch.empty(w.shape[:2], dtype=at_least_float32(gw).dtype, device=w.device)
+        for rows in blocks(w):  # the product stays in the cache
+            e[rows] = (at_least_float32(gw[rows]) * w[rows]).flatten(2).sum(2)  # (K, J/groups, window) -> (K, J/groups)
         if not self.transposed:
             return e
         e = e.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (J, K/g) -> (g, J/g, K/g) -> (g, K/g, J/g)
@@ -114,11 +118,14 @@ class Linear:
         return F.linear(x, w)
 
     def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        gw = c.flatten(0, -2).T @ x.flatten(0, -2) if edges else None  # (M, K)^T (M, J) -> (K, J)
-        return c @ w, gw
+        return c @ w, self.edges(c.flatten(0, -2), x.flatten(0, -2), w) if edges else None  # (..., K) -> (M, K)
 
-    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
-        return gw.mul_(w)
+    def edges(self, c: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        """w * (c^T x), of c (M, K) and x (M, J)."""
+        e = torch.empty(w.shape, dtype=at_least_float32(w).dtype, device=w.device)
+        for rows in blocks(w):
+            torch.mul(c[:, rows].T @ x, w[rows], out=e[rows])
+        return e
 
 
 class Affine:
@@ -130,11 +137,15 @@ class Affine:
         return x * along_channels(w, x, (0, 1))
 
     def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        gw = over_positions(c * x, (0, 1)).sum(0) if edges else None
-        return c * along_channels(w, x, (0, 1)), gw
+        e = (over_samples(c * x, (0, 1)) * w)[:, None] if edges else None  # (K,) -> (K, 1)
+        return c * along_channels(w, x, (0, 1)), e
 
-    def edges(self, w: Tensor, gw: Tensor) -> Tensor:
-        return gw.mul_(w)[:, None]  # (K,) -> (K, 1)
+
+def blocks(w: Tensor) -> Iterator[slice]:
+    """Rows of a weight tensor, on a CPU in blocks that fit into its cache."""
+    width = w[0].numel() if len(w) else 1
+    size = max(1, BLOCK // width) if w.device.type == "cpu" else max(1, len(w))
+    return (slice(begin, begin + size) for begin in range(0, len(w), size))
 
 
 @dataclass(eq=False)
@@ -215,13 +226,13 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
             continue
         if base.own and layer.s is not None:
             share = share * along_channels(layer.s, share, layer.axes)
-        gp, gw = op.backward(share.to(x.dtype), base.x, base.w, layer.edges)
+        gp, e = op.backward(share.to(x.dtype), base.x, base.w, layer.edges)
         if isinstance(base.part, str):
             gx = added(gx, signed(gp, x, base.part))
         else:
             layer.direct = added(layer.direct, gp * base.x)
         if layer.edges:
-            edges = added(edges, op.edges(base.w, at_least_float32(gw)))
+            edges = added(edges, e)
     gx = torch.zeros_like(x) if gx is None else gx
     node.edges = [edges] if layer.edges else []
     if not (layer.edges and isinstance(op, Conv)):  # edges of a convolution are few, and summed when asked for

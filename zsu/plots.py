@@ -83,14 +83,17 @@ def ledger(relevance: Relevance) -> Figure:
     height = 0.3 * len(frame) + 1.2
     figure, (kept, amplified) = plt.subplots(1, 2, figsize=(8, height), sharey=True, layout="constrained")
     rows = np.arange(len(frame))
-    shares = {"bias": BLUE, "stabiliser": ORANGE, "constant": GREY}
-    for i, (share, colour) in enumerate(shares.items()):
-        values = 100 * frame[share] / float(relevance.seed.sum())
-        kept.barh(rows + 0.27 * (i - 1), values, height=0.27, color=colour, label=share)
+    percent = 100 * frame[["bias", "stabiliser", "constant"]] / float(relevance.seed.sum())
+    percent = percent.loc[:, percent.abs().max() > 0.05]  # what would be seen
+    for i, share in enumerate(percent):
+        colour = {"bias": BLUE, "stabiliser": ORANGE, "constant": GREY}[share]
+        kept.barh(rows + 0.27 * (i - (percent.shape[1] - 1) / 2), percent[share], 0.27, color=colour, label=share)
     kept.set(xlabel="kept (% of the logits' relevance)", yticks=rows, yticklabels=frame.index)
-    kept.legend(frameon=False)
+    if len(percent.columns):
+        kept.legend(frameon=False)
     amplified.scatter(frame["amplification"], rows, color=BLUE)
-    amplified.set(xlabel="amplification: sum |R|", xscale="log")
+    wide = frame["amplification"].max() > 10
+    amplified.set(xlabel="amplification: sum |R|", xscale="log" if wide else "linear", xlim=None if wide else (0, None))
     amplified.grid(axis="x", alpha=0.4)
     kept.invert_yaxis()
     sns.despine(figure)

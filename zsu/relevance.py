@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -267,6 +268,11 @@ def check_model(model: nn.Module) -> None:
     """Refuse models whose forward pass the tape cannot see, or that are in train mode."""
     if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ZsuError(f"a {type(model).__name__}", where="explain", remedy="pass the plain module inside it")
+    try:
+        inspect.signature(model.forward).bind(None)
+    except TypeError as error:
+        what, remedy = f"forward does not take one input ({error})", "wrap it in a module that takes the batch alone"
+        raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
     for name, module in model.named_modules():
         if module.training:
             raise ZsuError("the model is in train mode", where=name or type(model).__name__, remedy="call model.eval()")
