@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from . import fused
 from .errors import ZsuError
 from .rules import Base, Part, Rule, same
 
@@ -61,10 +62,15 @@ class Node:
         """Relevance that went on to the inputs, summed over samples."""
         return sum(map(total, self.edges)) if self.handed is None else float(self.handed)
 
-    def arrived(self, R: Tensor, axes: Axes, samples: int) -> None:
-        """Note the relevance of the outputs."""
-        self.relevance = by_sample(R, axes, samples)
-        self.magnitude = torch.linalg.vector_norm(R, 1)
+    def arrived(self, z: Tensor, g: Tensor, axes: Axes, samples: int) -> Tensor:
+        """Note the relevance R = z g of the outputs, and return it."""
+        if fused.fits(axes, z, g):
+            R, self.relevance, self.magnitude = fused.arrive(z, g, axes[1])
+            self.relevance = of_samples(self.relevance, samples)
+        else:
+            R = z * g
+            self.relevance, self.magnitude = by_sample(R, axes, samples), torch.linalg.vector_norm(R, 1)
+        return R
 
     def clear(self) -> None:
         """Forget what an earlier backward pass noted."""
@@ -100,9 +106,10 @@ class Conv:
 
     def edges(self, w: Tensor, gw: Tensor) -> Tensor:
         """Sum over the kernel's window of w * gw."""
-        e = torch.empty(w.shape[:2], dtype=at_least_float32(gw).dtype, device=w.device)
-        for rows in blocks(w):  # the product stays in the cache
-            e[rows] = (at_least_float32(gw[rows]) * w[rows]).flatten(2).sum(2)  # (K, J/groups, window) -> (K, J/groups)
+        if fused.fits((0, 1), w, gw):
+            e = fused.window(w, gw)  # (K, J/groups, window) -> (K, J/groups); transposed: (J, K/groups)
+        else:
+            e = (at_least_float32(gw) * w).flatten(2).sum(2)
         if not self.transposed:
             return e
         e = e.unflatten(0, (self.groups, -1)).transpose(1, 2)  # (J, K/g) -> (g, J/g, K/g) -> (g, K/g, J/g)
@@ -201,8 +208,7 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
     """Gradient gx with x * gx = R of the layer's input, from g with z * g = R of its output; fills the node."""
     node, op, x = layer.node, layer.op, layer.x
     z = at_least_float32(layer.z)
-    R = z * at_least_float32(g)
-    node.arrived(R, layer.axes, layer.samples)
+    R = node.arrived(z, at_least_float32(g), layer.axes, layer.samples)
     bases, portions = layer.rule(R, z, layer.b, layer.nonnegative)
     bases, portions = without_negative(bases, portions) if layer.nonnegative else (bases, portions)
     if not layer.reads_input and not all(isinstance(part, str) for part, _ in bases):
@@ -214,9 +220,9 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
     copies = [Copy(layer, z, part, change) for part, change in bases]
     shares: list[Tensor | None] = [None] * len(bases)  # for each base: sum over portions of coefficient * c
     for portion, coefficients, b in portions:
-        c = over_stabilised(portion, pre_activation(layer, z, copies, coefficients, b), layer)
+        c, sums = over_stabilised(portion, pre_activation(layer, z, copies, coefficients, b), layer)
         if b is not None:
-            node.bias = node.bias + torch.dot(over_samples(c, layer.axes), b.to(c.dtype))
+            node.bias = node.bias + torch.dot(sums, b.to(c.dtype))
         for m, coefficient in enumerate(coefficients):
             if coefficient:
                 shares[m] = added(shares[m], c, coefficient)
@@ -287,14 +293,17 @@ def pre_activation(layer: Layer, z: Tensor, copies: list[Copy], coefficients: li
     return zr if b is None else zr + along_channels(b, zr, layer.axes)
 
 
-def over_stabilised(portion: Tensor, zr: Tensor, layer: Layer) -> Tensor:
-    """c = portion / (zr + sign(zr) epsilon), sign(0) = 1; notes what the stabiliser keeps."""
-    tiny = torch.finfo(zr.dtype).tiny
-    stabiliser = torch.copysign(torch.tensor(max(layer.rule.epsilon, tiny), dtype=zr.dtype, device=zr.device), zr)
-    denominator = zr + stabiliser
-    c = torch.div(portion, denominator, out=denominator)
-    layer.node.stabiliser = layer.node.stabiliser + inner(c, stabiliser)
-    return c
+def over_stabilised(portion: Tensor, zr: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
+    """c = portion / (zr + sign(zr) epsilon), sign(0) = 1, and its sums (K,); notes what the stabiliser keeps."""
+    epsilon = max(layer.rule.epsilon, torch.finfo(zr.dtype).tiny)
+    if fused.fits(layer.axes, zr, portion):
+        c, sums, kept = fused.over(portion, zr, epsilon, layer.axes[1])
+    else:
+        stabiliser = torch.where(zr < 0, zr.new_tensor(-epsilon), epsilon)
+        c = portion / (zr + stabiliser)
+        sums, kept = over_samples(c, layer.axes), inner(c, stabiliser)
+    layer.node.stabiliser = layer.node.stabiliser + kept
+    return c, sums
 
 
 def part_of(x: Tensor, part: Part) -> Tensor:
@@ -360,11 +369,11 @@ class Meter(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        R = at_least_float32(ctx.saved_tensors[0]) * g
+        t = at_least_float32(ctx.saved_tensors[0])
         if ctx.side == "out":
-            ctx.node.arrived(R, ctx.axes, ctx.samples)
+            ctx.node.arrived(t, at_least_float32(g), ctx.axes, ctx.samples)
         else:
-            ctx.node.handed = (ctx.node.handed or 0.0) + R.sum()
+            ctx.node.handed = (ctx.node.handed or 0.0) + (t * g).sum()
         return g, None, None, None, None
 
 
@@ -428,8 +437,12 @@ def over_positions(t: Tensor, axes: Axes) -> Tensor:
 
 def by_sample(t: Tensor, axes: Axes, samples: int) -> Tensor:
     """`over_positions` with the windows of each sample, that some models spread over the batch axis, summed too."""
-    t = over_positions(t, axes)
-    return t if len(t) in (1, samples) else t.unflatten(0, (samples, -1)).sum(1)  # (N windows, K) -> (N, K)
+    return of_samples(over_positions(t, axes), samples)
+
+
+def of_samples(t: Tensor, samples: int) -> Tensor:
+    """(N windows, K) -> (N, K); (1, K) stays."""
+    return t if len(t) in (1, samples) else t.unflatten(0, (samples, -1)).sum(1)
 
 
 def over_samples(t: Tensor, axes: Axes) -> Tensor:
