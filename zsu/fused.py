@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, prange
 from torch import Tensor
 
-FAST = {"reassoc", "contract"}  # sums in any order, so that they use vector instructions; NaN and infinity as ever
+# Sums in any order, so that they use vector instructions; NaN and infinity as ever. One sample is one task.
+PARALLEL = njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 
 
 def fits(axes: tuple[int | None, int | None], *tensors: Tensor) -> bool:
@@ -33,69 +34,142 @@ def flat(t: Tensor, last: bool) -> np.ndarray:
 
 def arrive(z: Tensor, g: Tensor, channel: int) -> tuple[Tensor, Tensor, float]:
     """R = z g, its sums (N, K) over positions, and sum |R|."""
-    R, sums, last = torch.empty_like(z), z.new_zeros(z.shape[0], z.shape[channel]), channel == z.dim() - 1
-    return R, sums, _arrive(*(flat(t, last) for t in (z, g, R)), sums.numpy(), last)
+    R, sums, size, last = torch.empty_like(z), *per_sample(z, channel, 1), channel == z.dim() - 1
+    _arrive(*(flat(t, last) for t in (z, g, R)), sums.numpy(), size, last)
+    return R, sums, size.sum()
 
 
 def over(portion: Tensor, zr: Tensor, epsilon: float, channel: int) -> tuple[Tensor, Tensor, float]:
     """c = portion / (zr + sign(zr) epsilon), its sums (K,) over all but channels, and what the stabiliser keeps."""
-    c, sums, last = torch.empty_like(zr), zr.new_zeros(zr.shape[channel]), channel == zr.dim() - 1
-    arrays = (flat(t, last) for t in (portion, zr, c))
-    return c, sums, _over(*arrays, zr.numpy().dtype.type(epsilon), sums.numpy(), last)
+    c, sums, kept, last = torch.empty_like(zr), *per_sample(zr, channel, 1), channel == zr.dim() - 1
+    epsilon = zr.numpy().dtype.type(epsilon)
+    _over(*(flat(t, last) for t in (portion, zr, c)), epsilon, sums.numpy(), kept, last)
+    return c, sums.sum(0), kept.sum()
+
+
+def epsilon_rule(z: Tensor, g: Tensor, epsilon: float, s: Tensor | None, channel: int):
+    """All of the epsilon rule but the weights, from R = z g: c s with c = R / (z + sign(z) epsilon) and s (K,) or None.
+
+    Returns c s; the sums of R (N, K) over positions and of c (K,) over all but channels; sum |R|; what the stabiliser
+    keeps.
+    """
+    c, sums, both, last = torch.empty_like(z), *per_sample(z, channel, 2), channel == z.dim() - 1
+    c_sums, s = torch.zeros_like(sums), z.new_ones(z.shape[channel]) if s is None else s
+    arrays = (*(flat(t, last) for t in (z, g, c)), z.numpy().dtype.type(epsilon), s.numpy(), sums.numpy())
+    _epsilon_rule(*arrays, c_sums.numpy(), both, last)
+    magnitude, kept = both.reshape(2, -1).sum(1)
+    return c, sums, c_sums.sum(0), magnitude, kept
+
+
+def split(z: Tensor, b: Tensor, g: Tensor, channel: int) -> tuple[Tensor, Tensor]:
+    """Of z = a + b: the sums (N, K) over positions of z g and of b g."""
+    sums, _ = per_sample(z, channel, 1)
+    b_sums, last = torch.zeros_like(sums), channel == z.dim() - 1
+    _split(*(flat(t, last) for t in (z, b, g)), sums.numpy(), b_sums.numpy(), last)
+    return sums, b_sums
 
 
 def window(w: Tensor, gw: Tensor) -> Tensor:
     """Sum of w gw over the kernel's window: (K, J, ...) -> (K, J)."""
     e = w.new_empty(w.shape[:2])
-    _window(w.numpy().reshape(e.numel(), -1), gw.numpy().reshape(e.numel(), -1), e.numpy().reshape(-1))
+    _window(*(t.numpy().reshape(*w.shape[:2], -1) for t in (w, gw)), e.numpy())
     return e
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _arrive(z, g, R, sums, channels_last):
-    magnitude = 0.0
-    for n in range(z.shape[0]):
+def per_sample(t: Tensor, channel: int, numbers: int) -> tuple[Tensor, np.ndarray]:
+    """Room for sums by sample and channel, and for some float64 numbers by sample."""
+    return t.new_zeros(t.shape[0], t.shape[channel]), np.zeros(numbers * t.shape[0])
+
+
+@PARALLEL
+def _arrive(z, g, R, sums, size, last):
+    for n in prange(z.shape[0]):
         for a in range(z.shape[1]):
-            row, size = z.dtype.type(0), z.dtype.type(0)
+            row, magnitude = z.dtype.type(0), z.dtype.type(0)
             for b in range(z.shape[2]):
                 r = z[n, a, b] * g[n, a, b]
                 R[n, a, b] = r
-                size += abs(r)
+                magnitude += abs(r)
                 row += r
-            magnitude += size
-            if channels_last:
-                for b in range(z.shape[2]):
-                    sums[n, b] += R[n, a, b]
+            size[n] += magnitude
+            if last:
+                sums[n] += R[n, a]
             else:
                 sums[n, a] = row
-    return magnitude
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
-def _over(portion, zr, c, epsilon, sums, channels_last):
-    kept = 0.0
-    for n in range(zr.shape[0]):
+@PARALLEL
+def _over(portion, zr, c, epsilon, sums, kept, last):
+    for n in prange(zr.shape[0]):
         for a in range(zr.shape[1]):
-            row, stabiliser = epsilon * 0, epsilon * 0
+            row, stabiliser = zr.dtype.type(0), zr.dtype.type(0)
             for b in range(zr.shape[2]):
                 s = epsilon if zr[n, a, b] >= 0 else -epsilon
                 q = portion[n, a, b] / (zr[n, a, b] + s)
                 c[n, a, b] = q
                 stabiliser += q * s
                 row += q
-            kept += stabiliser
-            if channels_last:
-                for b in range(zr.shape[2]):
-                    sums[b] += c[n, a, b]
+            kept[n] += stabiliser
+            if last:
+                sums[n] += c[n, a]
             else:
-                sums[a] += row
-    return kept
+                sums[n, a] = row
 
 
-@njit(cache=True, nogil=True, fastmath=FAST)
+@PARALLEL
+def _epsilon_rule(z, g, c, epsilon, scale, sums, c_sums, both, last):
+    samples = z.shape[0]
+    for n in prange(samples):
+        for a in range(z.shape[1]):
+            row, c_row, magnitude, stabiliser = z.dtype.type(0), z.dtype.type(0), z.dtype.type(0), z.dtype.type(0)
+            if last:
+                for b in range(z.shape[2]):
+                    s = epsilon if z[n, a, b] >= 0 else -epsilon
+                    r = z[n, a, b] * g[n, a, b]
+                    q = r / (z[n, a, b] + s)
+                    c[n, a, b] = q * scale[b]
+                    sums[n, b] += r
+                    c_sums[n, b] += q
+                    magnitude += abs(r)
+                    stabiliser += q * s
+            else:
+                for b in range(z.shape[2]):
+                    s = epsilon if z[n, a, b] >= 0 else -epsilon
+                    r = z[n, a, b] * g[n, a, b]
+                    q = r / (z[n, a, b] + s)
+                    c[n, a, b] = q * scale[a]
+                    row += r
+                    c_row += q
+                    magnitude += abs(r)
+                    stabiliser += q * s
+                sums[n, a] = row
+                c_sums[n, a] = c_row
+            both[n] += magnitude
+            both[samples + n] += stabiliser
+
+
+@PARALLEL
+def _split(z, summand, g, sums, b_sums, last):
+    for n in prange(z.shape[0]):
+        for a in range(z.shape[1]):
+            row, b_row = z.dtype.type(0), z.dtype.type(0)
+            for b in range(z.shape[2]):
+                if last:
+                    sums[n, b] += z[n, a, b] * g[n, a, b]
+                    b_sums[n, b] += summand[n, a, b] * g[n, a, b]
+                else:
+                    row += z[n, a, b] * g[n, a, b]
+                    b_row += summand[n, a, b] * g[n, a, b]
+            if not last:
+                sums[n, a] = row
+                b_sums[n, a] = b_row
+
+
+@PARALLEL
 def _window(w, gw, e):
-    for i in range(len(e)):
-        total = w.dtype.type(0)
-        for p in range(w.shape[1]):
-            total += w[i, p] * gw[i, p]
-        e[i] = total
+    for k in prange(w.shape[0]):
+        for j in range(w.shape[1]):
+            total = w.dtype.type(0)
+            for p in range(w.shape[2]):
+                total += w[k, j, p] * gw[k, j, p]
+            e[k, j] = total

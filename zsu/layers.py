@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from . import fused
 from .errors import ZsuError
-from .rules import Base, Part, Rule, same
+from .rules import Base, Epsilon, Part, Rule, same
 
 BLOCK = 2**18  # values
 Number = float | Tensor  # sums stay on the device as 0-dimensional tensors until somebody looks
@@ -207,8 +207,10 @@ class Weighted(torch.autograd.Function):
 def propagate(layer: Layer, g: Tensor) -> Tensor:
     """Gradient gx with x * gx = R of the layer's input, from g with z * g = R of its output; fills the node."""
     node, op, x = layer.node, layer.op, layer.x
-    z = at_least_float32(layer.z)
-    R = node.arrived(z, at_least_float32(g), layer.axes, layer.samples)
+    z, g = at_least_float32(layer.z), at_least_float32(g)
+    if isinstance(layer.rule, Epsilon) and fused.fits(layer.axes, z, g):
+        return propagate_epsilon(layer, z, g)
+    R = node.arrived(z, g, layer.axes, layer.samples)
     bases, portions = layer.rule(R, z, layer.b, layer.nonnegative)
     bases, portions = without_negative(bases, portions) if layer.nonnegative else (bases, portions)
     if not layer.reads_input and not all(isinstance(part, str) for part, _ in bases):
@@ -239,10 +241,24 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
             layer.direct = added(layer.direct, gp * base.x)
         if layer.edges:
             edges = added(edges, e)
-    gx = torch.zeros_like(x) if gx is None else gx
-    node.edges = [edges] if layer.edges else []
-    if not (layer.edges and isinstance(op, Conv)):  # edges of a convolution are few, and summed when asked for
-        node.handed = inner(x, gx) + (0.0 if layer.direct is None else total(layer.direct))
+    return finish(layer, torch.zeros_like(x) if gx is None else gx, edges)
+
+
+def propagate_epsilon(layer: Layer, z: Tensor, g: Tensor) -> Tensor:
+    """The same for the epsilon rule, with everything but the weights in one pass over memory."""
+    node, epsilon = layer.node, max(layer.rule.epsilon, torch.finfo(z.dtype).tiny)
+    c, sums, c_sums, node.magnitude, node.stabiliser = fused.epsilon_rule(z, g, epsilon, layer.s, layer.axes[1])
+    node.relevance = of_samples(sums, layer.samples)
+    if layer.b is not None:
+        node.bias = torch.dot(c_sums, layer.b.to(c.dtype))
+    return finish(layer, *layer.op.backward(c.to(layer.x.dtype), layer.x, layer.w, layer.edges))
+
+
+def finish(layer: Layer, gx: Tensor, edges: Tensor | None) -> Tensor:
+    """Note where the relevance went, and let go of what is not needed any more."""
+    layer.node.edges = [edges] if layer.edges else []
+    if not (layer.edges and isinstance(layer.op, Conv)):  # edges of a convolution are few, and summed when asked for
+        layer.node.handed = inner(layer.x, gx) + (0.0 if layer.direct is None else total(layer.direct))
     if not layer.keep:
         layer.x = layer.z = None
     return gx
@@ -335,26 +351,41 @@ def at_least_float32(t: Tensor) -> Tensor:
 # --- other steps ----------------------------------------------------------------------------------------------
 
 
+@dataclass(eq=False)
+class Summands:
+    """An addition z = a + b while the tape runs."""
+
+    node: Node
+    axes: Axes
+    samples: int
+    z: Tensor | None = None
+
+
 class Addition(torch.autograd.Function):
     """a + b; its backward sums the relevance each summand gets."""
 
     @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor, node: Node, in_place: bool, axes: Axes, samples: int) -> Tensor:
-        ctx.node, ctx.axes, ctx.samples = node, axes, samples
-        ctx.save_for_backward(a.clone() if in_place else a, b)
+    def forward(ctx, a: Tensor, b: Tensor, summands: Summands, in_place: bool) -> Tensor:
+        z = a.add_(b) if in_place else a + b
         if in_place:
             ctx.mark_dirty(a)
-            return a.add_(b)
-        return a + b
+        summands.z = z.detach()  # shares memory with the output; Tape.protect copies it before a change in place
+        ctx.summands = summands
+        ctx.save_for_backward(b)
+        return z
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        node, a_and_b = ctx.node, ctx.saved_tensors
-        shares = [by_sample(at_least_float32(t) * g, ctx.axes, ctx.samples) for t in a_and_b]  # (N, K) each
-        node.relevance = shares[0] + shares[1]
-        node.edges = [s.sum(0) for s in shares]
-        return g, g, None, None, None, None
+        summands, (b,) = ctx.summands, ctx.saved_tensors
+        z, axes, samples, node = summands.z, summands.axes, summands.samples, summands.node
+        if fused.fits(axes, z, b, g):
+            whole, of_b = (of_samples(t, samples) for t in fused.split(z, b, g, axes[1]))
+        else:
+            whole, of_b = (by_sample(at_least_float32(t) * g, axes, samples) for t in (z, b))  # (N, K) each
+        node.relevance = whole
+        node.edges = [(whole - of_b).sum(0), of_b.sum(0)]
+        return g, g, None, None
 
 
 class Meter(torch.autograd.Function):

@@ -41,6 +41,7 @@ from .layers import (
     Overwrite,
     Ratio,
     Source,
+    Summands,
     Weighted,
     channel_axis,
 )
@@ -113,6 +114,7 @@ class Tape(TorchFunctionMode):
         self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.sides: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.layers: list[Layer] = []
+        self.keepers: list[Layer | Summands] = []  # what keeps its output
         self.nodes: list[Node] = []
         self.rows: list[Node] = []
         self.constants: list[tuple[Tensor, Node, str]] = []
@@ -269,6 +271,7 @@ class Tape(TorchFunctionMode):
         self.nodes.append(node)
         self.rows.append(node)
         self.layers.append(layer)
+        self.keepers.append(layer)
         out = Weighted.apply(x, layer)
         self.origins[out] = Origin(layer.axes, (Source(len(self.nodes) - 1, out.shape[mine]),), layer=layer)
         return out
@@ -344,7 +347,8 @@ class Tape(TorchFunctionMode):
         axes = tuple(i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
         node = self.row(Node("add", "add", sources=[of_a.sources, of_b.sources]))
         self.nodes.append(node)
-        out = Addition.apply(a, b, node, in_place, axes, self.samples)
+        self.keepers.append(Summands(node, axes, self.samples))
+        out = Addition.apply(a, b, self.keepers[-1], in_place)
         known = (
             axes[1] is not None
             and of_a.sources is not None
@@ -562,10 +566,10 @@ class Tape(TorchFunctionMode):
         return ZsuError(f"operation {side.by!r} has no relevance rule", where="explain", remedy=remedy)
 
     def protect(self, t: Tensor) -> None:
-        """Before t changes in place: give each layer whose output shares t's memory a copy of that output."""
-        for layer in self.layers:
-            if layer.z is not None and layer.z.untyped_storage().data_ptr() == t.untyped_storage().data_ptr():
-                layer.z = layer.z.clone()
+        """Before t changes in place: give each layer and sum whose output shares t's memory a copy of that output."""
+        for keeper in self.keepers:
+            if keeper.z is not None and keeper.z.untyped_storage().data_ptr() == t.untyped_storage().data_ptr():
+                keeper.z = keeper.z.clone()
 
 
 # --- where the axes of samples and channels go --------------------------------------------------------------------
