@@ -1,6 +1,8 @@
 # Two commands do everything: `make book` builds the course, `make test` checks it.
 PYTHON ?= python3
 BIN := .venv/bin
+# Threads that wait leave the cores to others.
+export OMP_WAIT_POLICY ?= passive
 
 .PHONY: book test notebooks models data picture
 

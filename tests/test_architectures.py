@@ -562,3 +562,22 @@ def test_compare_agrees_with_captum_where_both_compute_the_same_and_says_what_ca
     with pytest.warns(UserWarning, match="captum's DeepLIFT does not run"):
         maps = compare(twice.double().eval(), x, 1)
     assert "LRP" in maps
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z+", "alpha-beta", "epsilon-plus-flat"])
+@pytest.mark.parametrize("name", ["small", "resnet18", "tiny vit"])
+def test_one_pass_over_memory_gives_what_torch_gives(name, rule, monkeypatch):
+    model, x = {
+        "small": lambda: (small(), rand(3, 1, 28, 28).abs()),
+        "resnet18": lambda: (pretrained_like("resnet18", 32), rand(3, 3, 32, 32)),
+        "tiny vit": lambda: (tiny_vit(), rand(3, 1, 8, 8)),
+    }[name]()
+    fast = explain(model, x, 1, rule)
+    monkeypatch.setattr("zsu.fused.fits", lambda *_: False)
+    plain = explain(model, x, 1, rule)
+    assert (fast.input - plain.input).abs().max() <= 1e-10 * plain.input.abs().max()
+    assert edges_differ(fast, plain) <= 1e-10
+    columns = ["out", "into", "bias", "stabiliser", "constant", "amplification"]
+    assert fast.ledger[columns].to_numpy() == pytest.approx(
+        plain.ledger[columns].to_numpy(), rel=1e-9, abs=1e-9, nan_ok=True
+    )

@@ -31,7 +31,7 @@ Model = Annotated[Path | None, typer.Option(help="Checkpoint (.safetensors, .pt)
 Arch = Annotated[str | None, typer.Option(help="small-cnn or a torchvision model; default: as the checkpoint says.")]
 Data = Annotated[str, typer.Option(help="Data set by name, or a folder with train/CLASS/* and test/CLASS/*.")]
 Root = Annotated[str, typer.Option(help="Where torchvision keeps, and downloads, its data sets.")]
-Size = Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE pixels.")]
+Size = Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE pixels. Default: as in training.")]
 Samples = Annotated[int, typer.Option(help="Unseen samples of the class that the edit may look at.")]
 Seed = Annotated[int, typer.Option(help="Which samples, which noise.")]
 References = Annotated[
@@ -71,25 +71,26 @@ def forget(
     like = next(network.parameters())
     x = x.to(like.device, like.dtype)
     chosen = run_forget(network, x, target, method, perturbation, k=k, seed=seed)
-    out = out or Path(f"forget-{slug(name)}-{method}.safetensors")
+    row = method if perturbation == "zero" else f"{method}-{perturbation}"
+    out = out or Path(f"forget-{slug(name)}-{row}.safetensors")
+    held_out = zsu_data.without_samples(splits.test, target, samples, seed)
+    if not (zsu_data.targets(held_out) == target).any():
+        raise ZsuError(f"all {samples} test images of {name!r} are samples", where="--samples", remedy="leave some")
     chosen.patch.metadata["class"] = name
     chosen.patch.save(out)
-    rows = {method: chosen}
+    rows = {row: chosen}
     for other in METHODS:
         if other != method:
             rows[other] = run_forget(network, x, target, other, seed=seed)
-    held_out = zsu_data.without_samples(splits.test, target, samples, seed)
     retrained = retrained_models(references, model, data, name, arch, trusted)
     print(table(run_audit(network, rows, splits.train, held_out, target, retrained)))
-    print(f"\n{name}: {chosen.patch.weights_changed:,} weights changed by {method!r}; patch written to {out}")
+    print(f"\n{name}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
 
 
 @app.command(epilog="Example: zsu audit --class Trouser --patch forgotten.safetensors")
 def audit(
     cls: Class,
     patch: Annotated[Path, typer.Option(help="Patch that `zsu forget` wrote for this model.")],
-    samples: Samples = 36,
-    seed: Seed = 0,
     model: Model = None,
     arch: Arch = None,
     data: Data = "fashion-mini",
@@ -98,7 +99,7 @@ def audit(
     references: References = None,
     trusted: Trusted = False,
 ):
-    """Audit a patch. Give the --samples and --seed of `zsu forget`, so that the test leaves those images out."""
+    """Audit a patch. The images that `zsu forget` has seen are left out of the test."""
     import copy
 
     from . import data as zsu_data
@@ -111,8 +112,13 @@ def audit(
     target = zsu_data.class_index(splits.test, cls)
     name = zsu_data.classes(splits.test)[target]
     loaded = Patch.load(patch)
+    about = loaded.metadata
+    if about.get("class", name) != name:
+        what = f"the patch forgets {about['class']!r}, not {name!r}"
+        raise ZsuError(what, where=str(patch), remedy="name that class")
+    samples, seed = int(about.get("samples", 36)), int(about.get("seed", 0))
     edited = loaded.apply(copy.deepcopy(network))
-    row = {loaded.metadata.get("method", patch.stem): Forgotten(edited, loaded, None)}
+    row = {about.get("method", patch.stem): Forgotten(edited, loaded, None)}
     held_out = zsu_data.without_samples(splits.test, target, samples, seed)
     retrained = retrained_models(references, model, data, name, arch, trusted)
     print(table(run_audit(network, row, splits.train, held_out, target, retrained)))
@@ -141,16 +147,19 @@ def train(
     names = zsu_data.classes(splits.train)
     if exclude is not None:
         exclude = zsu_data.class_index(splits.train, exclude)
-    settings = {"seed": seed, "epochs": epochs or training.EPOCHS}
+    settings = {"seed": seed, "epochs": training.EPOCHS if epochs is None else epochs}
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ZsuError("no writable folder", where=str(out.parent), remedy="choose another --out")
     network = training.train(
         lambda: models.build(arch, len(names), channels), splits.train, exclude=exclude, **settings
     )
-    found = accuracy(*predict(network, splits.test))
+    p, y = predict(network, splits.test)
+    kept = y != (-1 if exclude is None else exclude)
+    found = accuracy(p[kept], y[kept])
     about = {"arch": arch, "classes": len(names), "channels": channels, "class_names": names, "exclude": exclude}
-    models.save(network, out, **about, **settings, test_accuracy=found)
-    print(f"test accuracy {found:.3f}; written to {out}")
+    models.save(network, out, **about, **settings, size=size, test_accuracy=found)
+    on = "" if exclude is None else f" on the other {len(names) - 1} classes"
+    print(f"test accuracy {found:.3f}{on}; written to {out}")
 
 
 @app.command(epilog="Example: zsu data mnist --root ~/data")
@@ -179,11 +188,22 @@ def prepare(
 
     if model is None and (arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
-    network = models.bundled() if model is None else models.load(model, arch, trusted=trusted)
+    file = models.bundled_path() if model is None else model
+    network = models.load(file, arch, trusted=trusted)
+    about = models.metadata(file) if file.suffix == ".safetensors" else {}
+    size = about.get("size") if size is None else size
     channels = next(
         (p.shape[1] for p in network.parameters() if p.dim() == 4), 3
     )  # the first convolution's (K, J, h, w)
-    return network, zsu_data.load(data, root, transform=transform(data, channels, size))
+    splits = zsu_data.load(data, root, transform=transform(data, channels, size))
+    known, found = about.get("class_names"), zsu_data.classes(splits.test)
+    if known is not None and known != found:
+        raise ZsuError(
+            f"the model knows {', '.join(known)}; the data holds {', '.join(found)}",
+            where=str(file),
+            remedy="use the data that the model was trained on",
+        )
+    return network, splits
 
 
 def transform(data: str, channels: int, size: int | None):
@@ -210,10 +230,17 @@ def retrained_models(
             return [models.bundled("retrained", seed) for seed in range(models.BUNDLED_SEEDS)]
         print("No models retrained without this class: JS is n/a (see --references).", file=sys.stderr)
         return []
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth"))
+    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth") and not is_patch(p))
     if not files:
         raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu train --exclude CLASS`")
     return [models.load(file, arch, trusted=trusted) for file in files]
+
+
+def is_patch(file: Path) -> bool:
+    """Whether `zsu forget` wrote the file."""
+    from . import models
+
+    return file.suffix == ".safetensors" and "zsu_patch" in models.metadata(file)
 
 
 def slug(name: str) -> str:

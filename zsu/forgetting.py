@@ -129,6 +129,7 @@ def forget(
         "target": str(target),
         "method": method,
         "samples": str(len(x)),
+        "seed": str(seed),
         "seconds": f"{time.perf_counter() - started:.4f}",
         "parent": model_hash(model),
         "torch": torch.__version__,

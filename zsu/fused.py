@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import njit
 from torch import Tensor
 
-# Sums in any order, so that they use vector instructions; NaN and infinity as ever. One sample is one task.
-PARALLEL = njit(cache=True, nogil=True, parallel=True, fastmath={"reassoc", "contract"}, error_model="numpy")
+# Sums in any order, so that they use vector instructions; NaN and infinity as ever.
+ONE_PASS = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 
 
 def fits(axes: tuple[int | None, int | None], *tensors: Tensor) -> bool:
@@ -81,9 +81,9 @@ def per_sample(t: Tensor, channel: int, numbers: int) -> tuple[Tensor, np.ndarra
     return t.new_zeros(t.shape[0], t.shape[channel]), np.zeros(numbers * t.shape[0])
 
 
-@PARALLEL
+@ONE_PASS
 def _arrive(z, g, R, sums, size, last):
-    for n in prange(z.shape[0]):
+    for n in range(z.shape[0]):
         for a in range(z.shape[1]):
             row, magnitude = z.dtype.type(0), z.dtype.type(0)
             for b in range(z.shape[2]):
@@ -98,9 +98,9 @@ def _arrive(z, g, R, sums, size, last):
                 sums[n, a] = row
 
 
-@PARALLEL
+@ONE_PASS
 def _over(portion, zr, c, epsilon, sums, kept, last):
-    for n in prange(zr.shape[0]):
+    for n in range(zr.shape[0]):
         for a in range(zr.shape[1]):
             row, stabiliser = zr.dtype.type(0), zr.dtype.type(0)
             for b in range(zr.shape[2]):
@@ -116,10 +116,10 @@ def _over(portion, zr, c, epsilon, sums, kept, last):
                 sums[n, a] = row
 
 
-@PARALLEL
+@ONE_PASS
 def _epsilon_rule(z, g, c, epsilon, scale, sums, c_sums, both, last):
     samples = z.shape[0]
-    for n in prange(samples):
+    for n in range(samples):
         for a in range(z.shape[1]):
             row, c_row, magnitude, stabiliser = z.dtype.type(0), z.dtype.type(0), z.dtype.type(0), z.dtype.type(0)
             if last:
@@ -148,9 +148,9 @@ def _epsilon_rule(z, g, c, epsilon, scale, sums, c_sums, both, last):
             both[samples + n] += stabiliser
 
 
-@PARALLEL
+@ONE_PASS
 def _split(z, summand, g, sums, b_sums, last):
-    for n in prange(z.shape[0]):
+    for n in range(z.shape[0]):
         for a in range(z.shape[1]):
             row, b_row = z.dtype.type(0), z.dtype.type(0)
             for b in range(z.shape[2]):
@@ -165,9 +165,9 @@ def _split(z, summand, g, sums, b_sums, last):
                 b_sums[n, a] = b_row
 
 
-@PARALLEL
+@ONE_PASS
 def _window(w, gw, e):
-    for k in prange(w.shape[0]):
+    for k in range(w.shape[0]):
         for j in range(w.shape[1]):
             total = w.dtype.type(0)
             for p in range(w.shape[2]):

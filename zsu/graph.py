@@ -45,6 +45,9 @@ class PathGraph:
     run_length: np.ndarray
     run_source: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"PathGraph({len(self.layers)} layers, {self.start:,} channels, {len(self.probability):,} edges)"
+
     @property
     def start(self) -> int:
         return int(self.first[-1])
@@ -110,7 +113,7 @@ def build_graph(relevance: Relevance) -> PathGraph:
         raise ZsuError(
             "no positive relevance leads from the logit to the input",
             where="find_paths",
-            remedy="explain samples that the model recognises as this class",
+            remedy="explain samples with a positive logit, or hand a positive seed (N, classes) to explain",
         )
     return graph
 

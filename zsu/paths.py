@@ -37,6 +37,9 @@ class Paths:
     probability: np.ndarray
     graph: PathGraph
 
+    def __repr__(self) -> str:
+        return f"Paths({len(self):,} paths, {self.probability.sum():.1%} of the positive relevance)"
+
     def __len__(self) -> int:
         return len(self.nodes)
 

@@ -43,6 +43,9 @@ class Patch:
     changes: dict[str, Change]
     metadata: dict[str, str] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"Patch({self.weights_changed:,} weights of {', '.join(self.changes) or 'nothing'})"
+
     @property
     def weights_changed(self) -> int:
         """Number of weights whose value differs after the patch."""

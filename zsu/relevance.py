@@ -47,6 +47,10 @@ class Relevance:
     layers: list[Node]
     rows: list[Node]
 
+    def __repr__(self) -> str:
+        n, classes = self.logits.shape
+        return f"Relevance({n} samples, {classes} classes, {len(self.layers)} layers)"
+
     @cached_property
     def nodes(self) -> dict[str, Tensor]:
         """Relevance (N, K) of the output channels of each layer, summed over positions, by layer name.

@@ -143,6 +143,6 @@ def table(frame: pd.DataFrame) -> str:
     note = "n/a: needs two models retrained without the class" if np.isnan(null) else f"{null:.3f} nats"
     return (
         f"{text}\n\nAt, Ag: accuracy on the forgotten class and on the others. "
-        f"JS: divergence from retrained models, in nats.\n"
+        f"JS: divergence from retrained models, in nats; ratio: to the null. seconds: of the edit.\n"
         f"Null (retrain against retrain) on the forgotten class: {note}."
     )
