@@ -121,6 +121,14 @@ def test_rows_columns_and_values_of_known_models():
     assert frame.loc["retrain", ["js_forget", "js_retained"]].tolist() == [0, 0]
 
 
+def test_divergence_is_the_mean_over_all_references():
+    same, other = Fixed([0.0, 1.0, 2.0]).eval(), Fixed([5.0, 0.0, 0.0]).eval()
+    p, q = (predict(m, TEST)[0][:1] for m in (same, other))
+    for references in ([same, other], [other, same]):
+        frame = run({"edit": Fixed([0.0, 1.0, 2.0]).eval()}, references)
+        assert frame.loc["edit", "js_forget"] == pytest.approx(jensen_shannon(p, q) / 2)
+
+
 def test_null_is_the_mean_over_pairs_of_references():
     a, b, c = (Fixed(logits).eval() for logits in ([9.0, 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 9.0]))
     frame = run({}, [a, b, c])

@@ -197,6 +197,20 @@ def test_paths_reach_chance_for_every_class(original, splits, target):
         assert float(result.model(x).softmax(1)[:, target].max()) <= 0.1
 
 
+@pytest.mark.parametrize("target", [0, 4, 7, 8])
+def test_paths_cut_the_fewest_edges_that_reach_chance_and_no_more_than_k(original, splits, target):
+    """For these classes edges alone are enough; with one edge less the bias has to do the rest."""
+    x = zsu.data.samples(splits.test, target)
+    full = forget(original, x, target)
+    assert not full.cut["layer"].str.endswith("bias").any()
+    fewer = forget(original, x, target, k=len(full.cut) - 1)
+    assert fewer.cut["layer"].tolist() == [*full.cut["layer"][:-1], "head.bias"]
+    assert fewer.cut["source"].tolist()[:-1] == full.cut["source"].tolist()[:-1]  # the same edges, best path first
+    with torch.no_grad():
+        worst = float(fewer.model(x).softmax(1)[:, target].max())
+    assert 0.099 < worst <= 0.1  # no lower than needed
+
+
 def test_mask_gives_probability_0_and_keeps_the_others_in_proportion(original, edited, outputs):
     p, _ = outputs(edited["mask"].model)
     before, _ = outputs(original)
@@ -307,6 +321,32 @@ def test_noise_is_reproducible_and_leaves_the_global_generator_alone(original, x
     assert torch.equal(state, torch.random.get_rng_state())
     assert same_bits(bits(first.model), bits(same.model))
     assert not same_bits(bits(first.model), bits(other.model))
+
+
+def test_noise_is_in_deviations_of_the_whole_tensor_and_differs_between_tensors():
+    model = nn.Sequential(nn.Linear(50, 40), nn.Linear(50, 40))
+    model[1].weight.data = model[0].weight.data.clone()
+    model[0].weight.data[20:] *= 10
+    index = torch.arange(1000)  # the first 20 rows, which are equal in both
+    patch = perturb(model, {"0.weight": index, "1.weight": index}, "gaussian")
+    noise = {name: (c.new - c.old) / model.get_parameter(name).std(correction=0) for name, c in patch.changes.items()}
+    for n in noise.values():
+        assert float(n.std()) == pytest.approx(1, abs=0.1)
+    assert abs(float(torch.corrcoef(torch.stack([*noise.values()]))[0, 1])) < 0.15
+
+
+def test_a_weight_named_twice_is_perturbed_once(original):
+    patch = perturb(original, {"head.weight": torch.tensor([3, 3, 1, 3])}, "laplace")
+    assert patch.changes["head.weight"].index.tolist() == [1, 3]
+
+
+def test_head_npp_asks_for_the_predicted_class(original, splits):
+    """Of bags under the name of trousers it cuts what bags use."""
+    bags = zsu.data.samples(splits.test, "Bag")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that none is taken for trousers
+        named = forget(original, bags, TROUSER, "head-npp")
+    pd.testing.assert_frame_equal(named.cut, forget(original, bags, 8, "head-npp").cut)
 
 
 def test_noise_on_a_single_weight_and_in_float64():
