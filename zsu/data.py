@@ -155,9 +155,7 @@ def _load_mini(transform: Callable | None) -> Splits:
             f"the bundled data cannot be read ({error})", where=str(MINI_FILE), remedy="reinstall zsu"
         ) from error
     if checksum(arrays) != MINI_SHA256:
-        raise ZsuError(
-            "the bundled data does not match its checksum", where=str(MINI_FILE), remedy="reinstall zsu"
-        )
+        raise ZsuError("the bundled data does not match its checksum", where=str(MINI_FILE), remedy="reinstall zsu")
     return Splits(*(
         Images(
             torch.from_numpy(arrays[f"{part}_images"])[:, None],  # (N, 28, 28) -> (N, 1, 28, 28)
@@ -330,9 +328,7 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
         index = None
     if index is None or not 0 <= index < len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-        raise ZsuError(
-            f"there is no class {cls!r}", where="zsu.data", remedy=f"choose by index or name: {listed}"
-        )
+        raise ZsuError(f"there is no class {cls!r}", where="zsu.data", remedy=f"choose by index or name: {listed}")
     return index
 
 
@@ -509,6 +505,7 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
 # ---------------------------------------------------------------------------------------------------------
 # Rebuilding the bundled file
 # ---------------------------------------------------------------------------------------------------------
+
 
 def checksum(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 over the bytes of the four arrays, in the order of `MINI_ARRAYS`."""

@@ -388,6 +388,36 @@ class Addition(torch.autograd.Function):
         return g, g, None, None
 
 
+class Norm(torch.autograd.Function):
+    """y = (x - mean) / deviation * w + b with the deviation held constant: linear in x, and b keeps its share.
+
+    x is normalised over the `last` axes of x.view(grouped); w and b broadcast over x.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, node: Node, axes: Axes, samples: int, grouped: list[int], last: int, w, b, eps: float):
+        y, _, s = torch.native_layer_norm(x.reshape(grouped), grouped[-last:], None, None, eps)
+        y = y.view(x.shape)
+        y = y if w is None else y * w
+        y = y if b is None else y + b
+        ctx.node, ctx.axes, ctx.samples, ctx.grouped, ctx.last, ctx.w, ctx.b = node, axes, samples, grouped, last, w, b
+        ctx.save_for_backward(x, y, s)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, y, s = (at_least_float32(t) for t in ctx.saved_tensors)
+        g, node = at_least_float32(g), ctx.node
+        node.arrived(y, g, ctx.axes, ctx.samples)
+        if ctx.b is not None:
+            node.bias = (g * ctx.b).sum()
+        gx = (g if ctx.w is None else g * ctx.w).reshape(ctx.grouped)
+        gx = ((gx - gx.mean(list(range(-ctx.last, 0)), keepdim=True)) * s).view(x.shape)
+        node.handed = inner(x, gx)
+        return gx.to(ctx.saved_tensors[0].dtype), *[None] * 8
+
+
 class Meter(torch.autograd.Function):
     """Identity that notes the relevance passing by: as what a node gets ("out") or hands on ("into")."""
 

@@ -19,14 +19,16 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from .errors import ZsuError
 from .layers import (
@@ -38,6 +40,7 @@ from .layers import (
     Linear,
     Meter,
     Node,
+    Norm,
     Overwrite,
     Ratio,
     Source,
@@ -71,6 +74,8 @@ MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
 MAY_TURN_NEGATIVE = SCALING | MATMUL | {"pad", "interpolate"}
 GATES = set("sigmoid hardsigmoid softmax".split())
 
+Note = TypeVar("Note")
+
 
 @dataclass
 class Origin:
@@ -89,6 +94,23 @@ class Side:
 
     by: str  # the operation that took it out of the flow
     gate: bool  # may multiply what is in the flow
+
+
+class Notes(Generic[Note]):
+    """Notes on tensors, by identity. They keep no tensor alive."""
+
+    def __init__(self):
+        self.noted: dict[int, tuple[weakref.ref, Note]] = {}
+
+    def __contains__(self, t: Tensor) -> bool:
+        found = self.noted.get(id(t))
+        return found is not None and found[0]() is t  # ids come again
+
+    def __getitem__(self, t: Tensor) -> Note:
+        return self.noted[id(t)][1]
+
+    def __setitem__(self, t: Tensor, note: Note) -> None:
+        self.noted[id(t)] = weakref.ref(t), note
 
 
 class Tape(TorchFunctionMode):
@@ -111,8 +133,8 @@ class Tape(TorchFunctionMode):
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.names = dict(self.parameters)  # and slices of parameters, which `parts` keeps alive
         self.parts: list[Tensor] = []
-        self.origins: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.sides: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.origins: Notes[Origin] = Notes()
+        self.sides: Notes[Side] = Notes()
         self.layers: list[Layer] = []
         self.keepers: list[Layer | Summands] = []  # what keeps its output
         self.nodes: list[Node] = []
@@ -284,29 +306,23 @@ class Tape(TorchFunctionMode):
     # -- norms and activations
 
     def layer_norm(self, func, input, normalized_shape, weight=None, bias=None, eps=1e-5):
-        axes = list(range(input.dim() - len(normalized_shape), input.dim()))
-        return self.norm("layer_norm", self.where(weight, "layer_norm"), input, input, axes, weight, bias, eps)
+        shape = list(normalized_shape)
+        grouped = [*input.shape[: input.dim() - len(shape)], *shape]
+        name = self.where(weight, "layer_norm")
+        return self.norm("layer_norm", name, input, grouped, len(shape), weight, bias, eps)
 
     def group_norm(self, func, input, num_groups, weight=None, bias=None, eps=1e-5):
-        grouped = input.unflatten(1, (num_groups, -1))  # (N, C, ...) -> (N, groups, C / groups, ...)
-        shape = (-1, *[1] * (input.dim() - 2))
+        n, channels, *positions = input.shape
+        grouped = [n, num_groups, channels // num_groups, *positions]
+        weight, bias = (None if p is None else p.reshape(-1, *[1] * len(positions)) for p in (weight, bias))
         name = self.where(weight, "group_norm")
-        weight, bias = (None if p is None else p.reshape(shape) for p in (weight, bias))  # (C,) -> (C, 1, ...)
-        return self.norm("group_norm", name, input, grouped, list(range(2, grouped.dim())), weight, bias, eps)
+        return self.norm("group_norm", name, input, grouped, len(grouped) - 2, weight, bias, eps)
 
-    def norm(self, kind, name, x, grouped, axes, weight, bias, eps) -> Tensor:
-        """y = (x - mean) s w + b with s = 1 / deviation held constant: linear in x, and b keeps its share."""
+    def norm(self, kind, name, x, grouped, last, weight, bias, eps) -> Tensor:
+        """x as `grouped`, of which the `last` axes are normalised, times weight plus bias."""
         origin = self.origins[x]
-        node = self.row(Node(kind, name))
-        through = Meter.apply(x, node, "into", origin.axes, self.samples).view(grouped.shape)
-        centred = through - through.mean(axes, keepdim=True)
-        with torch.no_grad():
-            s = torch.rsqrt(centred.square().mean(axes, keepdim=True) + eps)
-        y = (centred * s).view(x.shape)
-        y = y if weight is None else y * weight.detach()
-        if bias is not None:
-            y = y + self.leaf(bias, node, "bias")
-        out = Meter.apply(y, node, "out", origin.axes, self.samples)
+        weight, bias = (None if p is None else p.detach() for p in (weight, bias))
+        out = Norm.apply(x, self.row(Node(kind, name)), origin.axes, self.samples, grouped, last, weight, bias, eps)
         self.origins[out] = Origin(origin.axes, None)
         return out
 
@@ -468,10 +484,15 @@ class Tape(TorchFunctionMode):
             attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
-        with self:  # what follows is recorded as if the model did it
+        constant = self.attention == "cp-lrp" and value in self.origins
+        if constant:
+            query, key = query.detach(), key.detach()
+        with nullcontext() if constant else self:  # recorded as if the model did it
             scores = torch.matmul(query * scale, key.transpose(-2, -1))
             scores = scores if attn_mask is None else scores + attn_mask
-            return torch.matmul(F.softmax(scores, -1), value)
+            weights = F.softmax(scores, -1)
+        with self:
+            return torch.matmul(weights, value)
 
     def multi_head_attention(
         self, query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
@@ -482,17 +503,22 @@ class Tape(TorchFunctionMode):
         if use_separate_proj_weight or bias_k is not None or add_zero_attn or key_padding_mask is not None:
             remedy = "use nn.MultiheadAttention without kdim, vdim, add_bias_kv, add_zero_attn and padding mask"
             raise ZsuError("attention with separate projections, extra keys or padding", where=where, remedy=remedy)
-        biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
-        weights = in_proj_weight.chunk(3)
+        biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.detach().chunk(3)
+        weights = in_proj_weight.detach().chunk(3)
         self.parts += weights  # kept alive, because names go by id
         self.names |= {id(w): f"{where}.{letter}.weight" for letter, w in zip("qkv", weights, strict=True)}
+
+        def project(t, w, b):  # (L, N, E) -> (N, heads, L, d)
+            return F.linear(t.transpose(0, 1), w, b).unflatten(2, (num_heads, -1)).transpose(1, 2)
+
+        constant = self.attention == "cp-lrp" and value in self.origins
+        if constant:
+            query, key = query.detach(), key.detach()
+        with nullcontext() if constant else self:
+            q, k = (project(*of) for of in zip((query, key), weights[:2], biases[:2], strict=True))
         with self:
-            q, k, v = (
-                F.linear(t, w, b).unflatten(2, (num_heads, -1)).permute(1, 2, 0, 3)  # (L, N, E) -> (N, heads, L, d)
-                for t, w, b in zip((query, key, value), weights, biases, strict=True)
-            )
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask)
-            out = F.linear(out.permute(2, 0, 1, 3).flatten(2), out_proj_weight, out_proj_bias)  # -> (L, N, E)
+            out = F.scaled_dot_product_attention(q, k, project(value, weights[2], biases[2]), attn_mask)
+            out = F.linear(out.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(0, 1)  # (L, N, E)
         if not need_weights:
             return out, None
         with torch.no_grad():
