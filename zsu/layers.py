@@ -206,28 +206,11 @@ class Weighted(torch.autograd.Function):
 
 def propagate(layer: Layer, g: Tensor) -> Tensor:
     """Gradient gx with x * gx = R of the layer's input, from g with z * g = R of its output; fills the node."""
-    node, op, x = layer.node, layer.op, layer.x
+    op, x = layer.op, layer.x
     z, g = at_least_float32(layer.z), at_least_float32(g)
     if isinstance(layer.rule, Epsilon) and fused.fits(layer.axes, z, g):
         return propagate_epsilon(layer, z, g)
-    R = node.arrived(z, g, layer.axes, layer.samples)
-    bases, portions = layer.rule(R, z, layer.b, layer.nonnegative)
-    bases, portions = without_negative(bases, portions) if layer.nonnegative else (bases, portions)
-    if not layer.reads_input and not all(isinstance(part, str) for part, _ in bases):
-        raise ZsuError(
-            f"{type(layer.rule).__name__} is a rule for layers that read the model's input",
-            where=node.name,
-            remedy="use it as Composite(first=...)",
-        )
-    copies = [Copy(layer, z, part, change) for part, change in bases]
-    shares: list[Tensor | None] = [None] * len(bases)  # for each base: sum over portions of coefficient * c
-    for portion, coefficients, b in portions:
-        c, sums = over_stabilised(portion, pre_activation(layer, z, copies, coefficients, b), layer)
-        if b is not None:
-            node.bias = node.bias + torch.dot(sums, b.to(c.dtype))
-        for m, coefficient in enumerate(coefficients):
-            if coefficient:
-                shares[m] = added(shares[m], c, coefficient)
+    copies, shares = quotients(layer, z, g)
     gx, edges = None, None
     for base, share in zip(copies, shares, strict=True):
         if share is None:
@@ -242,6 +225,33 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
         if layer.edges:
             edges = added(edges, e)
     return finish(layer, torch.zeros_like(x) if gx is None else gx, edges)
+
+
+def quotients(layer: Layer, z: Tensor, g: Tensor) -> tuple[list[Copy], list[Tensor | None]]:
+    """The bases of the layer's rule, and for each the sum over portions of coefficient * share / zr."""
+    node = layer.node
+    R = node.arrived(z, g, layer.axes, layer.samples)
+    bases, portions = layer.rule(R, z, layer.b, layer.nonnegative)
+    bases, portions = without_negative(bases, portions) if layer.nonnegative else (bases, portions)
+    if not layer.reads_input and not all(isinstance(part, str) for part, _ in bases):
+        raise ZsuError(
+            f"{type(layer.rule).__name__} is a rule for layers that read the model's input",
+            where=node.name,
+            remedy="use it as Composite(first=...)",
+        )
+    copies = [Copy(layer, z, part, change) for part, change in bases]
+    shares: list[Tensor | None] = [None] * len(bases)
+    for portion, coefficients, b in portions:
+        c, sums = over_stabilised(portion, pre_activation(layer, z, copies, coefficients, b), layer)
+        if b is not None:
+            node.bias = node.bias + torch.dot(sums, b.to(c.dtype))
+        for m, coefficient in enumerate(coefficients):
+            if coefficient:
+                shares[m] = added(shares[m], c, coefficient)
+        del portion, c
+    for copy in copies:
+        vars(copy).pop("product", None)  # large, and not needed any more
+    return copies, shares
 
 
 def propagate_epsilon(layer: Layer, z: Tensor, g: Tensor) -> Tensor:
@@ -303,10 +313,10 @@ def pre_activation(layer: Layer, z: Tensor, copies: list[Copy], coefficients: li
     used = [(copy, coefficient) for copy, coefficient in zip(copies, coefficients, strict=True) if coefficient]
     if len(used) == 1 and used[0][0].own and used[0][1] == 1 and b is layer.b:
         return z
-    zr = None
+    zr = None if b is None else along_channels(b, z, layer.axes)
     for copy, coefficient in used:
         zr = added(zr, copy.product, coefficient)
-    return zr if b is None else zr + along_channels(b, zr, layer.axes)
+    return zr
 
 
 def over_stabilised(portion: Tensor, zr: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -359,6 +369,7 @@ class Summands:
     axes: Axes
     samples: int
     z: Tensor | None = None
+    keep: bool = False  # another backward pass follows
 
 
 class Addition(torch.autograd.Function):
@@ -385,6 +396,8 @@ class Addition(torch.autograd.Function):
             whole, of_b = (by_sample(at_least_float32(t) * g, axes, samples) for t in (z, b))  # (N, K) each
         node.relevance = whole
         node.edges = [(whole - of_b).sum(0), of_b.sum(0)]
+        if not summands.keep:
+            summands.z = None
         return g, g, None, None
 
 
@@ -444,16 +457,23 @@ class Ratio(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, f: Callable[[Tensor], Tensor], in_place: bool) -> Tensor:
         y = f(x.clone() if in_place else x)
-        ctx.save_for_backward(torch.where(x == 0, 0, y / x))
         if in_place:
+            ctx.save_for_backward(ratio(x, y))
             ctx.mark_dirty(x)
             return x.copy_(y)
+        ctx.save_for_backward(x, y)  # which the layers around keep anyway
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
-        return g * ctx.saved_tensors[0], None, None
+        saved = ctx.saved_tensors
+        return g * (ratio(*saved) if len(saved) == 2 else saved[0]), None, None
+
+
+def ratio(x: Tensor, y: Tensor) -> Tensor:
+    """y / x, and 0 where x is 0."""
+    return torch.where(x == 0, 0, y / x)
 
 
 class Overwrite(torch.autograd.Function):

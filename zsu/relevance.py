@@ -192,11 +192,11 @@ def explain_each(
         weights = [output_weights(logits.detach(), target) for target in targets]
         if logits not in tape.origins or not logits.requires_grad:
             raise unrelated()
-        composite.assign(tape.layers, tape.origins[logits].layer)
+        composite.assign(list(tape.layers.values()), tape.layers.get(tape.origins[logits].node))
         results = []
         for i, weight in enumerate(weights):
-            for layer in tape.layers:
-                layer.keep, layer.direct = i + 1 < len(weights), None
+            for keeper in tape.keepers():
+                keeper.keep = i + 1 < len(weights)
             results.append(backward(tape, leaf, logits, weight, retain=i + 1 < len(weights)))
     for result in results:
         result.warn_if_exploding()
@@ -207,8 +207,10 @@ def backward(tape: Tape, leaf: Tensor, logits: Tensor, weights: Tensor, retain: 
     """One backward pass over the tape, from logits * weights down to the input."""
     for node in tape.rows:
         node.clear()
+    for layer in tape.layers.values():
+        layer.direct = None
     grads = gradients(logits, [leaf, *(constant for constant, _, _ in tape.constants)], weights, retain)
-    direct = [layer.direct for layer in tape.layers if layer.direct is not None]
+    direct = [layer.direct for layer in tape.layers.values() if layer.direct is not None]
     if grads[0] is None:
         raise unrelated()
     relevance = sum(direct, at_least_float32(leaf.detach()) * grads[0])

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,7 @@ class Origin:
     axes: Axes  # of samples and channels
     sources: tuple[Source, ...] | None  # where its channels come from
     nonnegative: bool = False
-    layer: Layer | None = None  # set on the direct output of a weighted layer
+    node: Node | None = None  # set on the direct output of a weighted layer
     is_input: bool = False  # the model's input itself
 
 
@@ -135,8 +136,9 @@ class Tape(TorchFunctionMode):
         self.parts: list[Tensor] = []
         self.origins: Notes[Origin] = Notes()
         self.sides: Notes[Side] = Notes()
-        self.layers: list[Layer] = []
-        self.keepers: list[Layer | Summands] = []  # what keeps its output
+        # What keeps its output for the backward pass, by node; the graph of autograd keeps it alive.
+        self.layers: WeakValueDictionary[Node, Layer] = WeakValueDictionary()
+        self.additions: WeakValueDictionary[Node, Summands] = WeakValueDictionary()
         self.nodes: list[Node] = []
         self.rows: list[Node] = []
         self.constants: list[tuple[Tensor, Node, str]] = []
@@ -244,7 +246,7 @@ class Tape(TorchFunctionMode):
             s = s if weight is None else s * weight
             t = -running_mean * s if bias is None else bias - running_mean * s
         value = self.value(func, "batch_norm", input, running_mean, running_var, weight, bias, False, momentum, eps)
-        layer = self.origins[input].layer
+        layer = self.layers.get(self.origins[input].node)
         merges = layer is not None and (
             not layer.op.transposed if isinstance(layer.op, Conv) else isinstance(layer.op, Linear) and input.dim() == 2
         )
@@ -292,10 +294,9 @@ class Tape(TorchFunctionMode):
         )
         self.nodes.append(node)
         self.rows.append(node)
-        self.layers.append(layer)
-        self.keepers.append(layer)
+        self.layers[node] = layer
         out = Weighted.apply(x, layer)
-        self.origins[out] = Origin(layer.axes, (Source(len(self.nodes) - 1, out.shape[mine]),), layer=layer)
+        self.origins[out] = Origin(layer.axes, (Source(len(self.nodes) - 1, out.shape[mine]),), node=node)
         return out
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
@@ -363,8 +364,8 @@ class Tape(TorchFunctionMode):
         axes = tuple(i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
         node = self.row(Node("add", "add", sources=[of_a.sources, of_b.sources]))
         self.nodes.append(node)
-        self.keepers.append(Summands(node, axes, self.samples))
-        out = Addition.apply(a, b, self.keepers[-1], in_place)
+        summands = self.additions[node] = Summands(node, axes, self.samples)
+        out = Addition.apply(a, b, summands, in_place)
         known = (
             axes[1] is not None
             and of_a.sources is not None
@@ -591,9 +592,12 @@ class Tape(TorchFunctionMode):
         )
         return ZsuError(f"operation {side.by!r} has no relevance rule", where="explain", remedy=remedy)
 
+    def keepers(self) -> list[Layer | Summands]:
+        return [*self.layers.values(), *self.additions.values()]
+
     def protect(self, t: Tensor) -> None:
         """Before t changes in place: give each layer and sum whose output shares t's memory a copy of that output."""
-        for keeper in self.keepers:
+        for keeper in self.keepers():
             if keeper.z is not None and keeper.z.untyped_storage().data_ptr() == t.untyped_storage().data_ptr():
                 keeper.z = keeper.z.clone()
 
