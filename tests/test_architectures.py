@@ -330,6 +330,12 @@ def test_attnlrp_equals_its_formulas_by_automatic_differentiation(batch_first, c
     assert (explain(net, x, 1, TINY).input - expected).abs().max() > 1e-3 * expected.abs().max()
 
 
+def linear(weight):
+    layer = nn.Linear(len(weight[0]), len(weight), bias=False)
+    layer.weight.data = torch.tensor(weight)
+    return layer
+
+
 def net(run, **modules):
     class Net(nn.Module):
         def __init__(self):
@@ -550,6 +556,14 @@ def test_exploding_relevance_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         explain(small(), rand(2, 1, 28, 28), 1, "gamma")
+
+
+def test_amplification_by_hand():
+    """(3, 0) + (0, -1) summed to the logit 2: |3| + |-1| is twice that, at the addition and wherever else."""
+    model = net(lambda m, x: m.top(m.a(x) + m.b(x)), a=linear([[3.0], [0.0]]), b=linear([[0.0], [-1.0]]),
+                top=linear([[1.0, 1.0]]))  # fmt: skip
+    ledger = explain(model, torch.ones(1, 1).double(), 0).ledger.set_index("layer")["amplification"]
+    assert ledger.to_dict() == pytest.approx({"top": 1, "add": 2, "a": 1.5, "b": 0.5, "all": 1}, rel=1e-5)
 
 
 def test_compare_agrees_with_captum_where_both_compute_the_same_and_says_what_captum_cannot():

@@ -91,9 +91,9 @@ def test_items_are_what_torchvisions_totensor_gives(mini):
     assert type(label) is int
     pil = Image.fromarray(mini.test.data[7, 0].numpy())
     assert torch.equal(image, transforms.ToTensor()(pil))
-    resized, same_label = data.load(
-        transform=transforms.Compose([transforms.Resize(16), transforms.ToTensor()])
-    ).test[7]
+    resized, same_label = data.load(transform=transforms.Compose([transforms.Resize(16), transforms.ToTensor()])).test[
+        7
+    ]
     assert resized.shape == (1, 16, 16)
     assert same_label == label
 

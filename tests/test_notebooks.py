@@ -93,7 +93,7 @@ def test_numbers_follow_the_order_of_the_chapter(tmp_path):
 
 
 def test_figure_has_its_caption_below(tmp_path):
-    cell = '```{code-cell}\n---\nmystnb:\n  figure:\n    name: f\n    caption: A curve.\ntags: [t]\n---\n1\n```\n'
+    cell = "```{code-cell}\n---\nmystnb:\n  figure:\n    name: f\n    caption: A curve.\ntags: [t]\n---\n1\n```\n"
     assert convert(tmp_path, f"{{numref}}`f`, {{numref}}`picture %s <f>`\n\n{cell}\nText\n") == [
         "# Title\n\nFig. 3.1, picture 3.1",
         "1",

@@ -138,6 +138,8 @@ LAYERS = {
     "same, even kernel": (lambda b: nn.Conv2d(2, 3, (4, 3), padding="same", dilation=(1, 2), bias=b), (2, 6, 5)),
     "valid": (lambda b: nn.Conv2d(2, 3, 3, padding="valid", bias=b), (2, 5, 5)),
     "reflect": (lambda b: nn.Conv2d(2, 3, 3, padding=2, padding_mode="reflect", bias=b), (2, 5, 5)),
+    "circular": (lambda b: nn.Conv2d(2, 3, 3, padding=(1, 2), padding_mode="circular", bias=b), (2, 5, 5)),
+    "replicate": (lambda b: nn.Conv2d(2, 3, 3, stride=2, padding=1, padding_mode="replicate", bias=b), (2, 5, 5)),
     "conv1d": (lambda b: nn.Conv1d(2, 3, 3, stride=2, padding=1, bias=b), (2, 9)),
     "conv3d": (lambda b: nn.Conv3d(2, 3, 2, padding=(1, 0, 1), bias=b), (2, 3, 4, 3)),
     "transposed": (lambda b: nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1, bias=b), (2, 4, 3)),
@@ -152,7 +154,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", REFERENCES | INPUT_REFERENCES)
 @pytest.mark.parametrize("layer", LAYERS)
 def test_one_layer_equals_explicit_messages(layer, name, bias, nonnegative):
-    pads_first = layer in ("reflect", "same, even kernel")
+    pads_first = layer in ("reflect", "circular", "replicate", "same, even kernel")
     make, shape = LAYERS[layer]
     layer = seeded(lambda: make(bias))
     x = rand(2, *shape, seed=1)
@@ -165,13 +167,13 @@ def test_one_layer_equals_explicit_messages(layer, name, bias, nonnegative):
         return
     result = explain(nn.Sequential(layer, nn.Flatten()).eval(), x, rand(*z.flatten(1).shape, seed=2), rule)
 
-    side = getattr(layer, "padding", 0)
-    reflect = getattr(layer, "padding_mode", "zeros") == "reflect"
-    pad = (lambda t: F.pad(t, [side[0]] * 4, "reflect")) if reflect else (lambda t: t)
+    mode = getattr(layer, "padding_mode", "zeros")
+    sides = [side for side in reversed(getattr(layer, "padding", ())) for _ in range(2)] if mode != "zeros" else []
+    pad = (lambda t: F.pad(t, sides, mode)) if sides else (lambda t: t)
     plain = copy.deepcopy(layer)
     if bias:
         plain.bias = None
-    if reflect:
+    if sides:
         plain.padding_mode, plain.padding = "zeros", (0, 0)
     M, P = matrix(plain, pad(x).shape[1:]), matrix(pad, shape)
     b = (z[0] - (M @ pad(x)[0].flatten()).reshape(z[0].shape)).flatten()
@@ -657,7 +659,7 @@ def test_results_carry_no_graph_and_memory_does_not_grow(small):
     assert not any(t.requires_grad or t.grad_fn for t in held)
     del held, result
     before = tensors()
-    for _ in range(20):
+    for _ in range(50):
         result = explain(small, x, 1)
         assert result.nodes
         assert result.edges
@@ -727,9 +729,68 @@ def test_bad_arguments_are_refused(small, x, target, rules, match):
 
 
 def test_bad_rules_are_refused():
-    for make in (lambda: Epsilon(epsilon=0), lambda: AlphaBeta(1, 1), lambda: AlphaBeta(0.5, -0.5), lambda: Gamma(-1)):
+    for make in (
+        lambda: Epsilon(epsilon=0),
+        lambda: AlphaBeta(1, 1),
+        lambda: AlphaBeta(1.5, 0.501),
+        lambda: AlphaBeta(0.5, -0.5),
+        lambda: Gamma(-1),
+    ):
         with pytest.raises(ZsuError):
             make()
+
+
+def test_gamma_of_0_is_the_epsilon_rule(small):
+    x = rand(2, 1, 28, 28)
+    same(explain(small, x, 1, Gamma(0.0)).input, explain(small, x, 1).input, 1e-9)
+
+
+MAY_TURN_NEGATIVE = {
+    "divided": lambda x: x / -2,
+    "multiplied": lambda x: x * -1.5,
+    "overshooting": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+    "joined by its negative": lambda x: torch.cat([x, x * -1], 1),
+    "joined by a constant": lambda x: torch.cat([x, torch.full_like(x, -1)], 1),
+    "plus its negative": lambda x: x + x * -2,
+    "plus a constant": lambda x: x + -0.5,
+    "less a constant": lambda x: x - 0.5,
+    "slightly negative": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("rule", ["gamma", "z+", "alpha-beta"])
+@pytest.mark.parametrize("name", MAY_TURN_NEGATIVE)
+def test_what_was_nonnegative_is_not_taken_for_it_ever_after(name, rule):
+    """The layer behind gives the edges that it gives when it is all of the model."""
+    change = MAY_TURN_NEGATIVE[name]
+    x = rand(2, 2, 4, 4).abs()
+    if name == "slightly negative":
+        x[1, 1, 3, 3] = -0.01
+    alone = nn.Sequential(nn.Flatten(), head(change(x).flatten(1).shape[1]))
+    model = Net(lambda m, x: m.alone(change(x)), alone=alone)
+    assert (change(x) < 0).any()
+    same(explain(model.eval(), x, 1, rule).edges["alone.1"], explain(alone.eval(), change(x), 1, rule).edges["1"], 1e-9)
+
+
+def test_batchnorm_over_tokens_does_not_merge_with_the_linear_before_it():
+    """On (N, tokens, features) a BatchNorm1d normalises tokens, the Linear's channels are the features."""
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(20, 2)))
+    result = explain(model, rand(2, 4, 3), 1)
+    assert list(result.nodes) == ["input", "0", "1", "3"]
+    assert (result.ledger["gap"].abs() < 1e-9).all()
+
+
+SOURCES = {
+    "mean over channels": lambda m, x: m.fc(m.conv(x).mean(1).flatten(1)),
+    "one channel taken": lambda m, x: m.fc(m.conv(x)[:, 1].flatten(1)),
+    "positions before channels": lambda m, x: m.fc(m.conv(x).permute(0, 2, 3, 1).flatten(1)[:, :16]),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_channels_that_cannot_be_told_apart_have_no_source(name):
+    model = Net(SOURCES[name], conv=seeded(lambda: nn.Conv2d(1, 2, 1)), fc=head(16)).eval()
+    assert explain(model, rand(2, 1, 4, 4), 1).layers[-1].sources == [None]
 
 
 BAD_MODELS = {

@@ -61,12 +61,12 @@ def epsilon_rule(z: Tensor, g: Tensor, epsilon: float, s: Tensor | None, channel
     return c, sums, c_sums.sum(0), magnitude, kept
 
 
-def split(z: Tensor, b: Tensor, g: Tensor, channel: int) -> tuple[Tensor, Tensor]:
-    """Of z = a + b: the sums (N, K) over positions of z g and of b g."""
-    sums, _ = per_sample(z, channel, 1)
+def split(z: Tensor, b: Tensor, g: Tensor, channel: int) -> tuple[Tensor, Tensor, float]:
+    """Of z = a + b: the sums (N, K) over positions of z g and of b g, and sum |z g|."""
+    sums, size = per_sample(z, channel, 1)
     b_sums, last = torch.zeros_like(sums), channel == z.dim() - 1
-    _split(*(flat(t, last) for t in (z, b, g)), sums.numpy(), b_sums.numpy(), last)
-    return sums, b_sums
+    _split(*(flat(t, last) for t in (z, b, g)), sums.numpy(), b_sums.numpy(), size, last)
+    return sums, b_sums, size.sum()
 
 
 def window(w: Tensor, gw: Tensor) -> Tensor:
@@ -149,17 +149,20 @@ def _epsilon_rule(z, g, c, epsilon, scale, sums, c_sums, both, last):
 
 
 @ONE_PASS
-def _split(z, summand, g, sums, b_sums, last):
+def _split(z, summand, g, sums, b_sums, size, last):
     for n in range(z.shape[0]):
         for a in range(z.shape[1]):
-            row, b_row = z.dtype.type(0), z.dtype.type(0)
+            row, b_row, magnitude = z.dtype.type(0), z.dtype.type(0), z.dtype.type(0)
             for b in range(z.shape[2]):
+                r, of_b = z[n, a, b] * g[n, a, b], summand[n, a, b] * g[n, a, b]
+                magnitude += abs(r)
                 if last:
-                    sums[n, b] += z[n, a, b] * g[n, a, b]
-                    b_sums[n, b] += summand[n, a, b] * g[n, a, b]
+                    sums[n, b] += r
+                    b_sums[n, b] += of_b
                 else:
-                    row += z[n, a, b] * g[n, a, b]
-                    b_row += summand[n, a, b] * g[n, a, b]
+                    row += r
+                    b_row += of_b
+            size[n] += magnitude
             if not last:
                 sums[n, a] = row
                 b_sums[n, a] = b_row

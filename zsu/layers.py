@@ -391,9 +391,12 @@ class Addition(torch.autograd.Function):
         summands, (b,) = ctx.summands, ctx.saved_tensors
         z, axes, samples, node = summands.z, summands.axes, summands.samples, summands.node
         if fused.fits(axes, z, b, g):
-            whole, of_b = (of_samples(t, samples) for t in fused.split(z, b, g, axes[1]))
+            whole, of_b, node.magnitude = fused.split(z, b, g, axes[1])
+            whole, of_b = of_samples(whole, samples), of_samples(of_b, samples)
         else:
-            whole, of_b = (by_sample(at_least_float32(t) * g, axes, samples) for t in (z, b))  # (N, K) each
+            R = at_least_float32(z) * g
+            whole, of_b = (by_sample(t, axes, samples) for t in (R, at_least_float32(b) * g))  # (N, K) each
+            node.magnitude = torch.linalg.vector_norm(R, 1)
         node.relevance = whole
         node.edges = [(whole - of_b).sum(0), of_b.sum(0)]
         if not summands.keep:
