@@ -1,7 +1,5 @@
 """The path search against full enumeration, on graphs of real networks and on random ones."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from zsu import ZsuError, explain, find_paths
-from zsu.graph import PathGraph, build_graph
+from zsu.graph import assemble, build_graph
 from zsu.models import SmallCNN
-from zsu.paths import Paths, best_through, completions, search
+from zsu.paths import best_through
 
 
 def enumerate_paths(graph):
@@ -21,7 +19,7 @@ def enumerate_paths(graph):
     edges = {}
     for node in range(len(graph.run_of) - 1):
         edges[node] = [
-            (int(graph.run_source[r] + m), float(graph.probability[graph.run_begin[r] + m]))
+            (int(graph.run_source[r] + m), float(graph.weight[graph.run_begin[r] + m] / max(graph.total[node], 1e-300)))
             for r in range(graph.run_of[node], graph.run_of[node + 1])
             for m in range(graph.run_length[r])
         ]
@@ -32,14 +30,6 @@ def enumerate_paths(graph):
             found.append((nodes[1:], p))
         open_paths += [((*nodes, source), p * q) for source, q in edges[nodes[-1]] if q > 0]
     return sorted(found, key=lambda path: -path[1])
-
-
-def search_all(graph, k):
-    """`search` on a graph, as `find_paths` calls it."""
-    arrays = graph.probability, graph.run_of, graph.run_begin, graph.run_length, graph.run_source
-    inputs = int(graph.first[1])
-    nodes, score = search(*arrays, completions(*arrays, inputs), k, len(graph.layers) + 1)
-    return Paths(nodes[:, 1:], np.exp(score), graph)
 
 
 def numbered(paths):
@@ -186,7 +176,7 @@ def test_all_paths_of_a_network_equal_enumeration(name, rule):
     result = explained(name, rule)
     expected = enumerate_by_hand(name, result)
     assert len(expected) > 20
-    paths = find_paths(result, 10**9)
+    paths = find_paths(result, min_probability=1e-300)
     same_paths([(tuple(path), p) for path, p in zip(paths, paths.probability, strict=True)], expected)
     assert paths.probability.sum() == pytest.approx(1, abs=1e-9)
     assert paths.share[-1] == pytest.approx(1, abs=1e-9)
@@ -216,12 +206,15 @@ def test_unmodified_resnet18_and_small_cnn(dtype):
         x = torch.randn(2, 3, 32, 32, dtype=dtype)
     for net in nets:
         result = explain(net.to(dtype).eval(), x, torch.ones(2, 5, dtype=dtype), "z+")
-        paths = find_paths(result, 2000)
+        graph = build_graph(result)
+        paths = find_paths(graph, 2000)
         assert np.array_equal(find_paths(result, 100).nodes, paths.nodes[:100])
-        graph = paths.graph
+        targets, sources = graph.ends(np.arange(len(graph.weight)))
+        assert graph.weight.dtype == (np.float32 if dtype == torch.float32 else np.float64)
         probability = {
-            (int(k), int(j)): p
-            for k, j, p in zip(*graph.ends(np.arange(len(graph.probability))), graph.probability, strict=True)
+            (int(k), int(j)): w / graph.total[k]
+            for k, j, w in zip(targets, sources, graph.weight, strict=True)
+            if w > 0
         }
         for nodes, p in list(zip(paths.nodes, paths.probability, strict=True))[::100]:
             nodes = [graph.start, *nodes[nodes >= 0].tolist()]
@@ -235,74 +228,114 @@ def test_unmodified_resnet18_and_small_cnn(dtype):
 
 @st.composite
 def graphs(draw):
-    """A layered graph with skips: each node sees a few runs of nodes in layers below; some edges are 0, some tie."""
+    """A layered graph with skips, as `assemble` takes it: each node sees a few runs of nodes in layers below; some
+    edges are negative, some 0, some tie.
+    """
     sizes = draw(st.lists(st.integers(1, 3), min_size=2, max_size=5))
     first = np.concatenate([[0], np.cumsum(sizes)])
-    value = st.sampled_from([0.0, 1.0, 1.0, 2.0]) | st.floats(0.01, 5)
-    run_of, begin, length, source, values = [0] * (sizes[0] + 1), [], [], [], []
+    value = st.sampled_from([-1.0, 0.0, 1.0, 1.0, 2.0]) | st.floats(0.01, 5)
+    blocks, values = [], []
     for layer in range(1, len(sizes) + 1):
-        for _ in range(sizes[layer] if layer < len(sizes) else 1):  # the last node is `start`
+        for node in range(sizes[layer] if layer < len(sizes) else 1):  # the last node is `start`
             below = draw(st.sets(st.integers(0, layer - 1), min_size=1))
             for b in sorted(below):
                 row = draw(st.lists(value, min_size=sizes[b], max_size=sizes[b]))
-                begin.append(len(values))
-                length.append(len(row))
-                source.append(first[b])
+                blocks.append(([first[layer] + node], [len(values)], [len(row)], [first[b]]))
                 values += row
-            run_of.append(len(begin))
-    arrays = [np.array(a, dtype=np.int64) for a in (run_of, begin, length, source)]
-    names = [str(n) for n in range(len(sizes))]
-    return PathGraph(names, first, np.array(values), *arrays)
+    return [str(n) for n in range(len(sizes))], first, np.array(values), blocks, [0.0] * len(sizes)
 
 
-def normalised(graph):
-    """The chain of a graph in plain Python; None where nothing leads to the input."""
-    graph = copy.deepcopy(graph)
-    alive = [k < graph.first[1] for k in range(graph.start + 1)]
-    for k in range(graph.first[1], graph.start + 1):
-        edges = [
-            (graph.run_begin[r] + m, graph.run_source[r] + m)
-            for r in range(graph.run_of[k], graph.run_of[k + 1])
-            for m in range(graph.run_length[r])
-        ]
-        for e, j in edges:
-            graph.probability[e] *= alive[j]
-        total = sum(graph.probability[e] for e, _ in edges)
-        alive[k] = total > 0
-        for e, _ in edges:
-            graph.probability[e] /= total if total > 0 else 1
-    return graph if alive[-1] else None
+def chain(layers, first, values, blocks, _):
+    """{node: {source: p}} in plain Python; empty where nothing leads to the input."""
+    below = {k: {} for k in range(first[-1] + 1)}
+    for (k,), (begin,), (length,), (source,) in blocks:
+        below[k] |= {int(source) + m: max(float(values[begin + m]), 0) for m in range(length)}
+    for k in range(first[1], first[-1] + 1):
+        walked = {j: w for j, w in below[k].items() if w > 0 and (j < first[1] or below[j])}
+        below[k] = {j: w / sum(walked.values()) for j, w in walked.items()}
+    return below
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(graphs(), st.integers(1, 40))
-def test_search_equals_enumeration_on_random_graphs(graph, k):
-    graph = normalised(graph)
-    if graph is None:
+def all_paths(below, node, inputs):
+    """All (nodes, probability) from a node down."""
+    if node < inputs:
+        return [((), 1.0)]
+    return [((j, *path), p * q) for j, p in below[node].items() for path, q in all_paths(below, j, inputs)]
+
+
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(graphs(), st.integers(1, 40), st.data())
+def test_search_equals_enumeration_on_random_graphs(parts, k, data):
+    layers, first, *_ = parts
+    below = chain(*parts)
+    expected = sorted(all_paths(below, int(first[-1]), first[1]), key=lambda path: -path[1])
+    if not expected:
+        with pytest.raises(ZsuError, match="no positive relevance"):
+            assemble(layers, first, parts[2].copy(), *parts[3:])
         return
-    expected = enumerate_paths(graph)
-    every = search_all(graph, len(expected) + 5)
+    graph = assemble(layers, first, parts[2].copy(), *parts[3:])
+    every = find_paths(graph, min_probability=1e-300)
     same_paths(numbered(every), expected)
     assert every.probability.sum() == pytest.approx(1, abs=1e-9)
-    assert np.array_equal(search_all(graph, k).nodes, every.nodes[:k])
+    k = min(k, len(expected))
+    assert np.array_equal(find_paths(graph, k).nodes, every.nodes[:k])
 
-    flow, through = np.zeros(len(graph.probability)), np.full(len(graph.probability), -np.inf)
-    targets, sources = graph.ends(np.arange(len(graph.probability)))
-    index = {(int(t), int(s)): e for e, (t, s) in enumerate(zip(targets, sources, strict=True))}
-    for nodes, p in expected:
+    p = data.draw(st.sampled_from([p for _, p in expected])) * (1 - 1e-9)
+    assert len(find_paths(graph, min_probability=p)) == sum(q >= p for _, q in expected)
+    coverage = data.draw(st.floats(0.01, 0.99))
+    enough = find_paths(graph, coverage=coverage)
+    assert enough.share[-1] >= coverage
+    assert len(enough) == 1 or enough.share[-2] < coverage
+
+    node = data.draw(st.integers(0, int(first[-1]) - 1))
+    layer = int(np.searchsorted(first, node, side="right")) - 1
+    channel = layers[layer], int(node - first[layer])
+    for chosen, options in (
+        ([e for e in expected if node in e[0]], {"through": channel}),
+        ([e for e in expected if node not in e[0]], {"avoid": [channel]}),
+    ):
+        if chosen:
+            same_paths(numbered(find_paths(graph, len(chosen), **options)), chosen)
+            with pytest.warns(UserWarning, match=f"there are only {len(chosen)} paths"):
+                find_paths(graph, len(chosen) + 1, **options)
+        else:
+            with pytest.raises(ZsuError, match="no path is left"):
+                find_paths(graph, 1, **options)
+
+    edges = {}
+    for nodes, q in expected:
         for edge in zip((graph.start, *nodes), nodes, strict=False):
-            flow[index[edge]] += p
-            through[index[edge]] = max(through[index[edge]], np.log(p))
-    assert np.allclose(graph.flow(), flow, atol=1e-12)
+            edges.setdefault(edge, []).append(q)
+    ends = list(zip(*(e.tolist() for e in graph.ends(np.arange(len(graph.weight)))), strict=True))
+    assert np.allclose(graph.flow(), [sum(edges.get(e, [])) for e in ends], atol=1e-12)
+    visited = [sum(q for nodes, q in expected if n in nodes) for n in range(graph.start)]
+    assert np.allclose(graph.visits(), [*visited, 1], atol=1e-12)
     used = graph.flow() > 0
-    assert np.allclose(best_through(graph, int(graph.first[1]))[used], through[used], atol=1e-9)
+    most = np.array([max(edges.get(e, [0])) for e in ends])
+    assert np.allclose(np.exp(best_through(graph))[used], most[used], rtol=1e-9)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(graphs(), st.integers(0, 2**31))
+def test_contrast_is_the_chain_of_what_goes_beyond_the_reference(parts, seed):
+    layers, first, values, blocks, kept = parts
+    other = values * np.random.default_rng(seed).choice([0.2, 1.0, 3.0], len(values))
+    if not all(chain(layers, first, v, blocks, kept)[int(first[-1])] for v in (values, other)):
+        return
+    own, reference = (assemble(layers, first, v.copy(), blocks, kept) for v in (values, other))
+    beyond = own.flow() - reference.flow()
+    if not chain(layers, first, beyond, blocks, kept)[int(first[-1])]:
+        return
+    below = chain(layers, first, beyond, blocks, kept)
+    expected = sorted(all_paths(below, int(first[-1]), first[1]), key=lambda path: -path[1])
+    same_paths(numbered(find_paths(own, min_probability=1e-300, against=reference)), expected)
 
 
 @pytest.mark.parametrize("name", NETS)
 def test_flow_is_the_sum_over_the_paths_through_an_edge(name):
-    paths = find_paths(explained(name), 10**6)
-    graph = paths.graph
-    flow = np.zeros(len(graph.probability))
+    graph = build_graph(explained(name))
+    paths = find_paths(graph, min_probability=1e-300)
+    flow = np.zeros(len(graph.weight))
     targets, sources = graph.ends(np.arange(len(flow)))
     index = {(int(t), int(s)): e for e, (t, s) in enumerate(zip(targets, sources, strict=True))}
     assert len(index) == len(flow)
@@ -312,11 +345,15 @@ def test_flow_is_the_sum_over_the_paths_through_an_edge(name):
     assert np.allclose(graph.flow(), flow, atol=1e-12)
 
 
-def test_locate_names_every_node():
+def test_layers_and_channels_have_numbers():
     graph = build_graph(explained("residual"))
     assert graph.layers == ["input", "stem", "a", "add", "b", "add#2", "fc"]
-    assert [graph.locate(n) for n in range(3)] == [("input", 0), ("input", 1), ("stem", 0)]
-    assert graph.locate(graph.start - 1) == ("fc", 2)
+    assert [graph.number(*c) for c in (("input", 0), ("stem", 0), ("fc", 2))] == [0, 2, graph.start - 1]
+    for channel, match in ((("conv9", 0), "no layer is called 'conv9'. use one of"), (("fc", 3), "fc: channel 3 of 3")):
+        with pytest.raises(ZsuError, match=match):
+            find_paths(graph, 3, through=channel)
+        with pytest.raises(ZsuError, match=match):
+            find_paths(graph, 3, avoid=[channel])
 
 
 # --- bad input ------------------------------------------------------------------------------------------------
@@ -324,7 +361,7 @@ def test_locate_names_every_node():
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, None, "3"])
 def test_k_that_is_no_number_of_paths_is_refused(k):
-    with pytest.raises(ZsuError, match=f"k is {k!r}. ask for at least one path"):
+    with pytest.raises(ZsuError, match="no limit. give k" if k is None else f"k is {k!r}. ask for at least one path"):
         find_paths(explained("sequential"), k)
 
 

@@ -217,7 +217,7 @@ def specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:
     graph = build_graph(own)
     n_others = own.logits.shape[1] - 1
     specific = np.flatnonzero(graph.flow() > n_others * build_graph(others).flow())
-    score = best_through(graph, own.layers[0].relevance.shape[1])[specific]
+    score = best_through(graph)[specific]
     specific = specific[np.argsort(-score, kind="stable")]
     target, node = graph.ends(specific)
     number, below = (np.searchsorted(graph.first, ends, side="right") - 1 for ends in (target, node))

@@ -2,23 +2,35 @@
 
 The positive relevance of the edges, normalised over the sources j of each target k, is a chain that walks from the
 logit down to the input:  p(j|k) = max(R[k, j], 0) / sum_j max(R[k, j], 0).  Edges with negative relevance are not
-walked, and neither are channels from which no positive edge leads on to the input.
+walked, and neither are channels from which no positive edge leads on to the input. What bias, stabiliser and constants
+kept goes no further, so it is in no path either. `PathGraph.ledger` says how much each of these is.
+
+Nodes are the channels of the input, of weighted layers, of norms, and of additions, where branch and skip meet: an
+addition has one edge to each summand's same channel. A concatenation has no nodes; who reads it sees the channels of
+its parts. Attention (nn.MultiheadAttention, its weights held constant) mixes positions only, so channels of the output
+projection see channels of the values; a LayerNorm mixes channels by its mean.
 
 All edges lie in one flat array. The sources of a node are a few *runs*: a stretch of that array whose m-th value
 belongs to node `source + m`. A convolution row is one run, a concatenation several, an addition one of length 1 for
-each summand. No array of source indices is stored.
+each summand. No array of source indices is stored. Two summands that are the same node share one edge, so that a path
+is known by the set of its nodes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numba import njit
 
 from .errors import ZsuError
-from .relevance import Relevance
+from .relevance import SHARES, Relevance
 from .tape import Node
+
+# Sums in any order, so that they use vector instructions; NaN as ever.
+LOOPS = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 
 
 @dataclass(eq=False)
@@ -31,35 +43,61 @@ class PathGraph:
         Names of the layers, input first.
     first : int64 array (layers + 1,)
         Number of each layer's first node; the last entry is `start`.
-    probability : float64 array (edges,)
-        p(j|k), 0 where no path leads on.
+    weight : float32 or float64 array (edges,), as the relevance was
+        Relevance of the edge where it is positive and leads on to the input, else 0.
+    total : float64 array (nodes,)
+        Sum of the weights to a node's sources: p(j|k) = weight / total[k]. 0 where nothing leads on.
     run_of, run_begin, run_length, run_source : int64 arrays
         Node k owns the runs run_of[k] to run_of[k + 1]; see the module's docstring.
+    ledger : DataFrame
+        By layer, relevance summed over samples: ``walked`` by paths, on edges to channels that are a ``dead end``,
+        ``negative``, and ``kept`` by bias, stabiliser and constants.
     """
 
     layers: list[str]
     first: np.ndarray
-    probability: np.ndarray
+    weight: np.ndarray
+    total: np.ndarray
     run_of: np.ndarray
     run_begin: np.ndarray
     run_length: np.ndarray
     run_source: np.ndarray
+    ledger: pd.DataFrame
 
     def __repr__(self) -> str:
-        return f"PathGraph({len(self.layers)} layers, {self.start:,} channels, {len(self.probability):,} edges)"
+        return f"PathGraph({len(self.layers)} layers, {self.start:,} channels, {len(self.weight):,} edges)"
 
     @property
     def start(self) -> int:
         return int(self.first[-1])
 
-    def locate(self, node: int) -> tuple[str, int]:
-        """(layer, channel) of a node."""
-        layer = int(np.searchsorted(self.first, node, side="right")) - 1
-        return self.layers[layer], int(node - self.first[layer])
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What the compiled functions take."""
+        return self.weight, self.total, self.run_of, self.run_begin, self.run_length, self.run_source
+
+    def number(self, layer: str, channel: int) -> int:
+        """The node of a layer's channel; `ZsuError` where there is none."""
+        if layer not in self.layers:
+            raise ZsuError(f"no layer is called {layer!r}", where="PathGraph", remedy=f"use one of {self.layers}")
+        n = self.layers.index(layer)
+        size = int(self.first[n + 1] - self.first[n])
+        if not 0 <= channel < size:
+            raise ZsuError(f"channel {channel} of {size}", where=layer, remedy=f"use 0 to {size - 1}")
+        return int(self.first[n]) + int(channel)
+
+    def visits(self) -> np.ndarray:
+        """float64 (nodes,): share of all paths that lead through each node; the last is `start`, with 1."""
+        return marginals(*self.arrays)[0]
 
     def flow(self) -> np.ndarray:
         """float64 (edges,): share of all paths that use each edge."""
-        return flows(self.probability, self.run_of, self.run_begin, self.run_length, self.run_source)
+        return marginals(*self.arrays)[1]
+
+    def visits_by_layer(self) -> dict[str, np.ndarray]:
+        """`visits` (channels,) by the name of the layer."""
+        parts = np.split(self.visits()[: self.start], self.first[1:-1])
+        return dict(zip(self.layers, parts, strict=True))
 
     def ends(self, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(targets, sources): the nodes at the ends of edges, given by their positions in the flat array."""
@@ -87,35 +125,64 @@ def build_graph(relevance: Relevance) -> PathGraph:
             k, length = edges.shape
             begin = size + np.arange(k) * length
             blocks.append((first[number] + targets, begin, np.full(k, length), first[below] + sources))
-            values.append(edges.double().cpu().numpy().ravel())  # (k, length) -> (k * length,)
+            values.append(edges.cpu().numpy().ravel())  # (k, length) -> (k * length,)
             size += edges.numel()
     seed = logits_layer(relevance).relevance.sum(0)  # (classes,): the walk starts at the logits explained
     blocks.append(([first[-1]], [size], [len(seed)], [first[-2]]))
-    values.append(seed.double().cpu().numpy())
-    target, run_begin, run_length, run_source = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
+    values.append(seed.cpu().numpy())
+    kept = [sum(float(getattr(n, share)) for share in SHARES[1:]) for n in layers]
+    return assemble([n.name for n in layers], first, np.concatenate(values), blocks, kept)
+
+
+def assemble(
+    layers: list[str], first: np.ndarray, value: np.ndarray, blocks: Iterable[tuple], kept: Iterable[float]
+) -> PathGraph:
+    """A graph from the relevance of its edges and blocks of runs (targets, begins, lengths, sources); uses up `value`.
+
+    Raises
+    ------
+    ZsuError
+        As `build_graph`; and a run of sources that is not below its target: a cycle.
+    """
+    columns = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
+    target, begin, length, source = columns
+    layer_of = np.searchsorted(first, target, side="right") - 1
+    if (source + length > first[layer_of]).any():
+        raise ZsuError("a layer has a source that is not below it", where="PathGraph", remedy="take out the cycle")
     order = np.argsort(target, kind="stable")
     run_of = np.searchsorted(target[order], np.arange(first[-1] + 2))
-    graph = PathGraph(
-        [n.name for n in layers],
-        first,
-        np.concatenate(values),
-        run_of,
-        run_begin[order],
-        run_length[order],
-        run_source[order],
-    )
-    if not np.isfinite(graph.probability).all():
+    runs = run_of, begin[order], length[order], source[order]
+    total, dead, negative = normalise(value, *runs, first[1])
+    by_layer = {
+        name: np.add.reduceat(sums, first[1:-1])
+        for name, sums in {"walked": total, "dead end": dead, "negative": negative}.items()
+    }
+    ledger = pd.DataFrame({"layer": layers[1:], **by_layer, "kept": list(kept)[1:]})
+    if not np.isfinite(total + dead + negative).all():
         raise ZsuError(
             "relevance of an edge is not finite", where="find_paths", remedy="check the explanation's ledger"
         )
-    alive = normalise(graph.probability, run_of, graph.run_begin, graph.run_length, graph.run_source, sizes[0])
-    if not alive[-1]:
+    if not total[-1] > 0:
         raise ZsuError(
             "no positive relevance leads from the logit to the input",
             where="find_paths",
             remedy="explain samples with a positive logit, or hand a positive seed (N, classes) to explain",
         )
-    return graph
+    return PathGraph(layers, first, value, total, *runs, ledger[::-1].reset_index(drop=True))
+
+
+def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
+    """What of the flow goes beyond that of a reference: the chain of max(flow - reference flow, 0).
+
+    The reference is an explanation of the same model: of other images, or of another class on the same ones.
+    """
+    same = graph.layers == reference.layers and np.array_equal(graph.first, reference.first)
+    if not (same and np.array_equal(graph.run_begin, reference.run_begin)):
+        raise ZsuError("the graphs are of different models", where="contrast", remedy="explain the same model twice")
+    runs = graph.run_begin, graph.run_length, graph.run_source
+    owner = np.repeat(np.arange(len(graph.run_of) - 1), np.diff(graph.run_of))
+    nothing = np.zeros(len(graph.layers))
+    return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [(owner, *runs)], nothing)
 
 
 def logits_layer(relevance: Relevance) -> Node:
@@ -126,23 +193,20 @@ def logits_layer(relevance: Relevance) -> Node:
     return top
 
 
-def runs_of(node: Node):
-    """Yield (edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of
-    sources of a node: row i holds the edges from a target to `length` consecutive source channels.
+def runs_of(node: Node) -> list[tuple]:
+    """(edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of sources
+    of a node: row i holds the edges from a target to `length` consecutive source channels.
     """
     if node.kind == "input":
-        return
+        return []
     if not node.edges:
+        where_from(node, node.sources[0])
         raise ZsuError("edges were not computed", where=node.name, remedy="call explain(..., edges=True)")
+    found: dict[tuple[int, int], tuple] = {}
     for edges, sources in zip(node.edges, node.sources, strict=True):
-        if sources is None:
-            raise ZsuError(
-                "an operation before this layer rearranges channels, so its sources are unknown",
-                where=node.name,
-                remedy="paths follow convolutions, linear layers, additions, concatenations, pools and flatten",
-            )
+        where_from(node, sources)
         if node.groups > 1 and len(sources) > 1:
-            raise ZsuError("a grouped convolution over a concatenation", where=node.name, remedy="not supported yet")
+            raise ZsuError("channels in groups over a concatenation", where=node.name, remedy="not supported yet")
         one_to_one = node.kind == "add" or node.groups == 0
         targets = np.arange(len(edges))
         offset = 0
@@ -150,48 +214,72 @@ def runs_of(node: Node):
             width = source.channels * source.group
             if one_to_one:  # target offset + i sees channel i // group
                 mine = slice(offset, offset + width)
-                yield edges[mine].reshape(-1, 1), targets[mine], source.node, np.arange(width) // source.group
+                run = edges[mine].reshape(-1, 1), targets[mine], source.node, np.arange(width) // source.group
             elif node.groups == 1:
-                part = edges[:, offset : offset + width].unflatten(1, (source.channels, source.group))
-                yield part.sum(2), targets, source.node, np.zeros_like(targets)  # (K, C, group) -> (K, C)
+                part = edges[:, offset : offset + width]
+                part = part.unflatten(1, (source.channels, source.group)).sum(2) if source.group > 1 else part
+                run = part, targets, source.node, np.zeros_like(targets)  # (K, C group) -> (K, C)
             else:  # target k sees the J / groups channels of its own group
+                if source.group > 1:
+                    raise ZsuError("groups over flattened channels", where=node.name, remedy="not supported yet")
                 per_group = len(edges) // node.groups
-                yield edges, targets, source.node, targets // per_group * edges.shape[1]
+                run = edges, targets, source.node, targets // per_group * edges.shape[1]
+            key = source.node, offset if one_to_one else 0
+            found[key] = run if key not in found else (found[key][0] + run[0], *run[1:])
             offset += width
+    return list(found.values())
 
 
-@njit(cache=True, nogil=True)
+def where_from(node: Node, sources) -> None:
+    """Refuse a layer whose channels come from nobody knows where."""
+    if sources is None:
+        raise ZsuError(
+            "an operation before this layer rearranges channels, so its sources are unknown",
+            where=node.name,
+            remedy="paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
+            "nn.MultiheadAttention with attention='cp-lrp'",
+        )
+
+
+@LOOPS
 def normalise(value, run_of, run_begin, run_length, run_source, inputs):
-    """In place: edge relevance -> p(j|k); returns which nodes reach the input."""
+    """In place: edge relevance -> what is walked. Sums over each node's edges: walked, to dead ends, negative."""
     nodes = len(run_of) - 1
-    alive = np.zeros(nodes, np.bool_)
-    alive[:inputs] = True
+    total, dead, negative = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes)
+    alive = np.zeros(nodes, value.dtype)
+    alive[:inputs] = 1
     for k in range(inputs, nodes):
-        total = 0.0
+        walked, ended, below_zero = 0.0, 0.0, 0.0
         for r in range(run_of[k], run_of[k + 1]):
-            begin, source = run_begin[r], run_source[r]
-            for m in range(run_length[r]):
-                if value[begin + m] <= 0 or not alive[source + m]:
-                    value[begin + m] = 0
-                total += value[begin + m]
-        if total > 0:
-            alive[k] = True
-            for r in range(run_of[k], run_of[k + 1]):
-                for e in range(run_begin[r], run_begin[r] + run_length[r]):
-                    value[e] /= total
-    return alive
+            row = value[run_begin[r] : run_begin[r] + run_length[r]]
+            below = alive[run_source[r] : run_source[r] + run_length[r]]
+            for m in range(len(row)):
+                positive = row[m] if row[m] > 0 else row.dtype.type(0)
+                on = positive * below[m]
+                walked += on
+                ended += positive - on
+                below_zero += row[m] - positive
+                row[m] = on
+        total[k], dead[k], negative[k] = walked, ended, below_zero
+        alive[k] = total[k] > 0
+    return total, dead, negative
 
 
-@njit(cache=True, nogil=True)
-def flows(p, run_of, run_begin, run_length, run_source):
-    """Share of the walks from the top that use each edge: m(k) p(j|k), m the share that visits node k. (edges,)"""
+@LOOPS
+def marginals(weight, total, run_of, run_begin, run_length, run_source):
+    """Share of the walks from the top that lead through each node, m(k), and along each edge, m(k) p(j|k)."""
     nodes = len(run_of) - 1
     visits = np.zeros(nodes)
     visits[nodes - 1] = 1.0
-    flow = np.zeros(len(p))
+    flow = np.zeros(len(weight))
     for k in range(nodes - 1, -1, -1):
-        for r in range(run_of[k], run_of[k + 1]):
-            for m in range(run_length[r]):
-                flow[run_begin[r] + m] = visits[k] * p[run_begin[r] + m]
-                visits[run_source[r] + m] += visits[k] * p[run_begin[r] + m]
-    return flow
+        if total[k] > 0:
+            share = visits[k] / total[k]
+            for r in range(run_of[k], run_of[k + 1]):
+                row = weight[run_begin[r] : run_begin[r] + run_length[r]]
+                along = flow[run_begin[r] : run_begin[r] + run_length[r]]
+                below = visits[run_source[r] : run_source[r] + run_length[r]]
+                for m in range(len(row)):
+                    along[m] = share * row[m]
+                    below[m] += along[m]
+    return visits, flow

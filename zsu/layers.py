@@ -7,6 +7,7 @@ shares that bias and stabiliser keep. Activations that bend (GELU, ReLU6) hand o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -411,12 +412,13 @@ class Norm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, node: Node, axes: Axes, samples: int, grouped: list[int], last: int, w, b, eps: float):
+    def forward(ctx, x: Tensor, node: Node, axes: Axes, samples: int, grouped: list[int], last: int, w, b, eps, edges):
         y, _, s = torch.native_layer_norm(x.reshape(grouped), grouped[-last:], None, None, eps)
         y = y.view(x.shape)
         y = y if w is None else y * w
         y = y if b is None else y + b
-        ctx.node, ctx.axes, ctx.samples, ctx.grouped, ctx.last, ctx.w, ctx.b = node, axes, samples, grouped, last, w, b
+        ctx.node, ctx.axes, ctx.samples, ctx.grouped, ctx.last = node, axes, samples, grouped, last
+        ctx.w, ctx.b, ctx.edges = w, b, edges
         ctx.save_for_backward(x, y, s)
         return y
 
@@ -428,10 +430,28 @@ class Norm(torch.autograd.Function):
         node.arrived(y, g, ctx.axes, ctx.samples)
         if ctx.b is not None:
             node.bias = (g * ctx.b).sum()
-        gx = (g if ctx.w is None else g * ctx.w).reshape(ctx.grouped)
-        gx = ((gx - gx.mean(list(range(-ctx.last, 0)), keepdim=True)) * s).view(x.shape)
+        u = (g if ctx.w is None else g * ctx.w).reshape(ctx.grouped) * s
+        gx = (u - u.mean(list(range(-ctx.last, 0)), keepdim=True)).view(x.shape)
         node.handed = inner(x, gx)
-        return gx.to(ctx.saved_tensors[0].dtype), *[None] * 8
+        if ctx.edges:
+            node.edges = [centring_edges(*(by_group(t, ctx.axes[1], ctx.grouped, ctx.last) for t in (u, x)))]
+        return gx.to(ctx.saved_tensors[0].dtype), *[None] * 9
+
+
+def by_group(t: Tensor, channel: int, grouped: list[int], last: int) -> Tensor:
+    """(normalised sets, groups, channels, positions) of x or what has its shape."""
+    t = t.reshape(grouped)
+    if len(grouped) - last == 2:  # GroupNorm
+        return t.flatten(3) if t.dim() > 3 else t[..., None]
+    t = t.movedim(channel, -last)  # the normalised axes, channels first
+    return t.reshape(-1, 1, t.shape[-last], math.prod(t.shape[t.dim() - last + 1 :]))
+
+
+def centring_edges(u: Tensor, x: Tensor) -> Tensor:
+    """Relevance of the edges of u * (x - mean x), for x (sets O, groups G, channels C, positions P): (G C, C)."""
+    e = torch.einsum("ogk,ogj->gkj", u.sum(3), x.sum(3)).div_(-x.shape[2] * x.shape[3])
+    e.diagonal(dim1=1, dim2=2).add_((u * x).sum((0, 3)))
+    return e.flatten(0, 1)
 
 
 class Meter(torch.autograd.Function):

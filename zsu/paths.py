@@ -2,40 +2,53 @@
 
 One sweep from the input upwards gives every node the log probability of its best completion. Best-first search then
 pops the best open path, walks its best completion down, and offers, at each node on the way, the next best sibling.
-Every path is offered exactly once and never before a better one (Eppstein 1998 calls such a change a sidetrack).
+Every path is offered exactly once and never before a better one (Eppstein 1998 calls such a change a sidetrack). Of
+equally probable paths the one that was offered first comes first; siblings go by the number of their channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numba import njit
 
+from .data import write_atomically
 from .errors import ZsuError
-from .graph import PathGraph, build_graph
+from .graph import LOOPS, PathGraph, build_graph, contrast
 from .relevance import Relevance
+
+Channel = tuple[str, int]  # name of the layer, number of the channel
+FIRST = 16  # children of a node that are sorted at first
 
 
 @dataclass(eq=False)
 class Paths:
-    """The k most probable paths, most probable first.
+    """The most probable paths, most probable first.
 
     Attributes
     ----------
-    nodes : int64 array (k, length)
-        Nodes of each path from the logit to the input, numbered as in `graph`; -1 behind the end of a path that
+    nodes : int32 array (k, length)
+        Nodes of each path from the logit to the input, numbered as in `PathGraph`; -1 behind the end of a path that
         skips layers.
     probability : float64 array (k,)
         Share of the positive relevance that flows along each path; all paths of the graph together have 1.
-    graph : PathGraph
+    layers : list of str
+        Names of the layers, input first.
+    first : int64 array (layers + 1,)
+        Number of each layer's first node.
     """
 
     nodes: np.ndarray
     probability: np.ndarray
-    graph: PathGraph
+    layers: list[str]
+    first: np.ndarray
 
     def __repr__(self) -> str:
         return f"Paths({len(self):,} paths, {self.probability.sum():.1%} of the positive relevance)"
@@ -43,11 +56,13 @@ class Paths:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def __getitem__(self, i: int) -> list[tuple[str, int]]:
+    def __getitem__(self, i: int) -> list[Channel]:
         """Path i as [(layer, channel), ...] from the logit to the input."""
-        return [self.graph.locate(n) for n in self.nodes[i] if n >= 0]
+        nodes = self.nodes[i][self.nodes[i] >= 0].astype(np.int64)
+        layer = np.searchsorted(self.first, nodes, side="right") - 1
+        return [(self.layers[n], int(c)) for n, c in zip(layer, nodes - self.first[layer], strict=True)]
 
-    def __iter__(self) -> Iterator[list[tuple[str, int]]]:
+    def __iter__(self) -> Iterator[list[Channel]]:
         return (self[i] for i in range(len(self)))
 
     @property
@@ -55,20 +70,67 @@ class Paths:
         """float64 (k,): share of the positive relevance that the first 1, 2, ... k paths carry."""
         return np.cumsum(self.probability)
 
+    def to_frame(self) -> pd.DataFrame:
+        """One row a path: ``probability``, ``share`` of it and those before, and the channel in each layer, from the
+        logit to the input; <NA> in layers that the path skips.
+        """
+        frame = pd.DataFrame({"probability": self.probability, "share": self.share})
+        for n in reversed(range(len(self.layers))):
+            here = (self.nodes >= self.first[n]) & (self.nodes < self.first[n + 1])
+            channel = pd.array(np.where(here, self.nodes - self.first[n], 0).sum(1), dtype="Int64")
+            channel[~here.any(1)] = pd.NA
+            frame[self.layers[n]] = channel
+        return frame
 
-def find_paths(relevance: Relevance, k: int) -> Paths:
-    """The k most probable paths of the relevance graph, exactly and in order.
+    def save(self, path: str | Path) -> None:
+        """Write one npz file."""
+        with write_atomically(Path(path)) as file, file.open("wb") as out:
+            arrays = {"nodes": self.nodes, "probability": self.probability, "first": self.first}
+            np.savez_compressed(out, layers=np.array(self.layers), **arrays)
+
+    @staticmethod
+    def load(path: str | Path) -> Paths:
+        """Read what `save` wrote; `ZsuError` for anything else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return Paths(file["nodes"], file["probability"], file["layers"].tolist(), file["first"])
+        except (OSError, ValueError, KeyError, EOFError) as error:
+            raise ZsuError("no file of paths", where=str(path), remedy="pass what Paths.save wrote") from error
+
+
+def find_paths(
+    relevance: Relevance | PathGraph,
+    k: int | None = None,
+    *,
+    min_probability: float = 0.0,
+    coverage: float = 1.0,
+    through: Channel | None = None,
+    avoid: Iterable[Channel] = (),
+    against: Relevance | PathGraph | None = None,
+) -> Paths:
+    """The most probable paths of the relevance graph, exactly and in order.
 
     A path is a trajectory of the chain p(j|k) = max(R[k, j], 0) / sum_j max(R[k, j], 0) from the explained logit to
-    an input channel; its probability is the product of the p along it. Where the graph has fewer than k paths, all
-    of them are returned.
+    an input channel; its probability is the product of the p along it. No two paths have the same nodes.
 
     Parameters
     ----------
-    relevance : Relevance
-        From `zsu.explain` with edges.
-    k : int
-        How many paths, at least 1. Memory grows with k times the depth of the model.
+    relevance : Relevance or PathGraph
+        From `zsu.explain` with edges, or `zsu.graph.build_graph` of it, which saves time when asked more than once.
+    k : int, optional
+        At most that many, at least 1. Memory grows with k times the depth of the model (12 bytes each). All there are,
+        with a warning, where the graph has fewer.
+    min_probability : float
+        Only paths with at least this probability.
+    coverage : float
+        As many as together carry this share of the positive relevance, such as 0.5.
+    through : (layer, channel), optional
+        Only paths through this channel.
+    avoid : iterable of (layer, channel)
+        Only paths through none of these.
+    against : Relevance or PathGraph, optional
+        Paths of what goes beyond this reference's flow, `zsu.graph.contrast`: an explanation of the same model for
+        images of other classes, or for the runner-up on the same images.
 
     Returns
     -------
@@ -77,100 +139,167 @@ def find_paths(relevance: Relevance, k: int) -> Paths:
     Raises
     ------
     ZsuError
-        k < 1, and what `zsu.graph.build_graph` refuses.
+        No limit is given, k < 1, shares outside 0 to 1, no such channel, no path there, and what
+        `zsu.graph.build_graph` refuses.
     """
-    if not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1:
+    check_limits(k, min_probability, coverage)
+    graph = relevance if isinstance(relevance, PathGraph) else build_graph(relevance)
+    if against is not None:
+        graph = contrast(graph, against if isinstance(against, PathGraph) else build_graph(against))
+    closed = np.zeros(graph.start + 1, np.bool_)
+    for layer, channel in avoid:
+        closed[graph.number(layer, channel)] = True
+    via = -1 if through is None else graph.number(*through)
+    best, scaled, scale = completions(*graph.arrays, graph.first, closed, via)
+    if best[-1] == -np.inf:
+        raise ZsuError("no path is left", where="find_paths", remedy="avoid fewer channels, or go through another one")
+    least = math.log(min_probability) if min_probability else -np.inf
+    limit = np.iinfo(np.int64).max if k is None else int(k)
+    depth = len(graph.layers) + 1
+    enough = float(coverage) if coverage < 1 else np.inf
+    nodes, score = search(*graph.arrays, best, scaled, scale, via, limit, depth, least, enough)
+    if k is not None and len(nodes) < k and coverage == 1 and not min_probability:
+        warnings.warn(f"there are only {len(nodes):,} paths", stacklevel=2)
+    return Paths(nodes[:, 1:], np.exp(score), graph.layers, graph.first)  # without the node above the logits
+
+
+def check_limits(k: int | None, min_probability: float, coverage: float) -> None:
+    """Refuse limits that are none."""
+    if k is not None and (not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1):
         raise ZsuError(f"k is {k!r}", where="find_paths", remedy="ask for at least one path, an integer")
-    graph = build_graph(relevance)
-    arrays = graph.probability, graph.run_of, graph.run_begin, graph.run_length, graph.run_source
-    best = completions(*arrays, len(relevance.layers[0].relevance[0]))
-    nodes, score = search(*arrays, best, int(k), len(graph.layers) + 1)
-    return Paths(nodes[:, 1:], np.exp(score), graph)  # without the node above the logits
+    if not 0 <= min_probability <= 1:
+        raise ZsuError(f"min_probability is {min_probability}", where="find_paths", remedy="use a number from 0 to 1")
+    if not 0 < coverage <= 1:
+        raise ZsuError(f"coverage is {coverage}", where="find_paths", remedy="use a share above 0, at most 1")
+    if k is None and not min_probability and coverage == 1:
+        raise ZsuError("no limit", where="find_paths", remedy="give k, min_probability or coverage")
 
 
-def best_through(graph: PathGraph, inputs: int) -> np.ndarray:
-    """Log probability of the most probable path through each edge, float64 (edges,); -inf where there is none.
+def best_through(graph: PathGraph) -> np.ndarray:
+    """Log probability of the most probable path through each edge, float64 (edges,); -inf where there is none."""
+    best, _, _ = completions(*graph.arrays, graph.first, np.zeros(graph.start + 1, np.bool_), -1)
+    return through_edges(*graph.arrays, best)
 
-    In the order of these values the search for the most probable paths reaches the edges, however many paths it takes.
+
+@LOOPS
+def completions(weight, total, run_of, run_begin, run_length, run_source, first, closed, via):
+    """Log probability of the best way from each node to the input (-inf: none) that keeps out of closed nodes and, from
+    above it, leads through the node `via` (-1: no such demand).
+
+    Also the same without the log, relative to the best of the layer, and log of that best by node: products of weight
+    and `scaled` compare the sources of a run without a logarithm each.
     """
-    arrays = graph.probability, graph.run_of, graph.run_begin, graph.run_length, graph.run_source
-    return through(*arrays, completions(*arrays, inputs))
-
-
-@njit(cache=True, nogil=True)
-def completions(p, run_of, run_begin, run_length, run_source, inputs):
-    """Log probability of the best way from each node to the input; -inf where there is none."""
     nodes = len(run_of) - 1
-    best = np.full(nodes, -np.inf)
-    best[:inputs] = 0.0
-    for k in range(inputs, nodes):
-        for r in range(run_of[k], run_of[k + 1]):
-            for m in range(run_length[r]):
-                edge = p[run_begin[r] + m]
-                if edge > 0:
-                    best[k] = max(best[k], np.log(edge) + best[run_source[r] + m])
-    return best
+    best, scaled, scale = np.full(nodes, -np.inf), np.zeros(nodes), np.zeros(nodes)
+    for layer in range(len(first)):
+        begin, end = first[layer], first[layer + 1] if layer + 1 < len(first) else nodes
+        for k in range(begin, end):
+            if closed[k]:
+                continue
+            if layer == 0:
+                best[k] = 0.0 if via < 0 or k <= via else -np.inf
+                continue
+            if total[k] == 0:
+                continue
+            for r in range(run_of[k], run_of[k + 1]):
+                skip = max(0, via - run_source[r]) if k > via else 0
+                row = weight[run_begin[r] + skip : run_begin[r] + run_length[r]]
+                below = scaled[run_source[r] + skip : run_source[r] + run_length[r]]
+                most = 0.0
+                for m in range(len(row)):
+                    along = row[m] * below[m]
+                    most = along if along > most else most
+                if most > 0:
+                    best[k] = max(best[k], np.log(most) + scale[run_source[r]])
+                else:  # nothing there, or too small for a number that is not a logarithm
+                    for m in range(len(row)):
+                        if row[m] > 0:
+                            best[k] = max(best[k], np.log(row[m]) + best[run_source[r] + skip + m])
+            best[k] -= np.log(total[k])
+        highest = np.max(best[begin:end])
+        if highest > -np.inf:
+            scale[begin:end] = highest
+            scaled[begin:end] = np.exp(best[begin:end] - highest)
+    return best, scaled, scale
 
 
 @njit(cache=True, nogil=True)
-def through(p, run_of, run_begin, run_length, run_source, best):
+def through_edges(weight, total, run_of, run_begin, run_length, run_source, best):
     """Best way down to each edge's target + log p + best way from its source to the input."""
     nodes = len(run_of) - 1
     down = np.full(nodes, -np.inf)
     down[nodes - 1] = 0.0
-    score = np.full(len(p), -np.inf)
+    score = np.full(len(weight), -np.inf)
     for k in range(nodes - 1, -1, -1):
         for r in range(run_of[k], run_of[k + 1]):
             for m in range(run_length[r]):
-                edge = p[run_begin[r] + m]
+                edge = weight[run_begin[r] + m]
                 if edge > 0:
-                    reached = down[k] + np.log(edge)
+                    reached = down[k] + np.log(edge / total[k])
                     source = run_source[r] + m
                     down[source] = max(down[source], reached)
                     score[run_begin[r] + m] = reached + best[source]
     return score
 
 
-@njit(cache=True, nogil=True)
-def sorted_children(node, p, run_of, run_begin, run_length, run_source, best):
-    """Sources of a node, best completion first (ties: lower number first), with log p and log p + best."""
+@LOOPS
+def best_children(node, number, weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via):
+    """The `number` best sources of a node or more, best completion first (ties: lower number first), with log p and
+    log p + best; and whether these are all there are.
+    """
     count = 0
     for r in range(run_of[node], run_of[node + 1]):
-        count += np.sum(p[run_begin[r] : run_begin[r] + run_length[r]] > 0)
-    child, step, score = np.empty(count, np.int64), np.empty(count), np.empty(count)
+        count += run_length[r]
+    child, step, value = np.empty(count, np.int64), np.empty(count), np.empty(count)
+    reference = -np.inf
+    for r in range(run_of[node], run_of[node + 1]):
+        reference = max(reference, scale[run_source[r]])
     n = 0
     for r in range(run_of[node], run_of[node + 1]):
-        for m in range(run_length[r]):
-            edge = p[run_begin[r] + m]
-            if edge > 0:
-                child[n] = run_source[r] + m
-                step[n] = np.log(edge)
-                score[n] = step[n] + best[child[n]]
+        unit = np.exp(scale[run_source[r]] - reference)
+        for m in range(max(0, via - run_source[r]) if node > via else 0, run_length[r]):
+            edge, source = weight[run_begin[r] + m], run_source[r] + m
+            if edge > 0 and best[source] > -np.inf:
+                child[n], step[n], value[n] = source, edge, edge * scaled[source] * unit
                 n += 1
+    child, step, value = child[:n], step[:n], value[:n]
+    whole = n <= number
+    if not whole:
+        kept = np.nonzero(value >= np.partition(value, n - number)[n - number])[0]
+        whole = len(kept) == n
+        child, step, value = child[kept], step[kept], value[kept]
+    step = np.log(step / total[node]) if n > 0 else step
+    score = step + best[child]
     order = np.argsort(-score, kind="mergesort")
-    return child[order], step[order], score[order]
+    return child[order], step[order], score[order], whole
 
 
 @njit(cache=True, nogil=True)
-def search(p, run_of, run_begin, run_length, run_source, best, k, depth):
-    """Nodes (paths, depth) and log probabilities of the k best paths from the last node down."""
+def search(
+    weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via, k, depth, least, coverage
+):
+    """Nodes (paths, depth) and log probabilities of the best paths from the last node down: at most k, none below
+    `least`, no more than carry `coverage` together.
+    """
     start = len(run_of) - 2
     known = np.full(start + 1, -1, np.int64)  # node -> its entry in the lists of sorted children
-    child0, step0, score0 = sorted_children(start, p, run_of, run_begin, run_length, run_source, best)
-    children, steps, scores = [child0], [step0], [score0]
-    known[start] = 0
-    nodes = np.full((min(k, 1024), depth), -1, np.int64)
-    prefix = np.zeros((min(k, 1024), depth))  # log probability from the start to that node
-    result = np.empty(min(k, 1024))
-    # an open path: (-score, serial, parent path, position that deviates, rank of the child taken there)
-    heap = [(-score0[0], 0, 0, 0, 0)]
+    children, steps, scores, whole = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)], [True]
+    size = min(k, 1024)
+    nodes = np.full((size, depth), -1, np.int32)
+    prefix = np.zeros((size, depth))  # log probability from the start to that node
+    result = np.empty(size)
     nodes[0, 0] = start
-    serial, found = 1, 0
-    while found < k and len(heap) > 0:
+    # an open path: (-score, serial, parent path, position that deviates, rank of the child taken there)
+    heap = [(-best[start], 0, 0, 0, 0)]
+    worst, crowded = np.inf, 2 * min(k, 2**40) + 1024  # of what may still be needed; when to look again
+    serial, found, carried = 1, 0, 0.0
+    while found < k and carried < coverage and len(heap) > 0:
         score, _, parent, position, rank = heappop(heap)
+        if -score < least:
+            break
         if found == len(nodes):
             size = min(k, 2 * found)
-            nodes, old = np.full((size, depth), -1, np.int64), nodes
+            nodes, old = np.full((size, depth), -1, np.int32), nodes
             nodes[:found] = old
             prefix, old_prefix = np.zeros((size, depth)), prefix
             prefix[:found] = old_prefix
@@ -178,26 +307,41 @@ def search(p, run_of, run_begin, run_length, run_source, best, k, depth):
             result[:found] = old_result
         nodes[found, : position + 1] = nodes[parent, : position + 1]
         prefix[found, : position + 1] = prefix[parent, : position + 1]
-        result[found] = -score
         at = position
         while True:
-            entry = known[nodes[found, at]]
-            if entry < 0:
-                c, t, s = sorted_children(nodes[found, at], p, run_of, run_begin, run_length, run_source, best)
-                entry = len(children)
-                known[nodes[found, at]] = entry
-                children.append(c)
-                steps.append(t)
-                scores.append(s)
+            node = nodes[found, at]
+            entry = known[node]
+            if entry < 0 or (rank + 1 >= len(children[entry]) and not whole[entry]):
+                number = FIRST if entry < 0 else 8 * len(children[entry])
+                c, t, s, w = best_children(
+                    node, number, weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via
+                )
+                if entry < 0:
+                    entry = len(children)
+                    known[node] = entry
+                    children.append(c)
+                    steps.append(t)
+                    scores.append(s)
+                    whole.append(w)
+                else:
+                    children[entry], steps[entry], scores[entry], whole[entry] = c, t, s, w
             if len(children[entry]) == 0:  # an input channel
                 break
             if rank + 1 < len(children[entry]):
-                sibling = prefix[found, at] + scores[entry][rank + 1]
-                heappush(heap, (-sibling, serial, found, at, rank + 1))
-                serial += 1
+                sibling = -(prefix[found, at] + scores[entry][rank + 1])
+                if sibling < worst and -sibling >= least:
+                    heappush(heap, (sibling, serial, found, at, rank + 1))
+                    serial += 1
             nodes[found, at + 1] = children[entry][rank]
             prefix[found, at + 1] = prefix[found, at] + steps[entry][rank]
             at += 1
             rank = 0
+        result[found] = prefix[found, at]
+        carried += np.exp(result[found])
         found += 1
+        if found < k and len(heap) > crowded:  # keep the best that are still needed; a sorted list is a heap
+            heap.sort()
+            heap = heap[: k - found]
+            worst = heap[-1][0]
+            crowded = 2 * len(heap) + 1024
     return nodes[:found], result[:found]

@@ -36,9 +36,9 @@ class Relevance:
     seed : Tensor (N, classes)
         The relevance that was handed to the outputs: the logit of the target class, or the seed given.
     layers : list of Node
-        What paths lead through, in the order of the forward pass: the input, the weighted layers and the additions.
+        What paths lead through, in the order of the forward pass: the input, weighted layers, norms and additions.
     rows : list of Node
-        The same, and besides them norms, softmax and constants: everything that keeps a share of the relevance.
+        The same, and besides them softmax and constants: everything that keeps a share of the relevance.
     """
 
     input: Tensor
@@ -62,7 +62,8 @@ class Relevance:
     @cached_property
     def edges(self) -> dict[str, Tensor]:
         """Relevance R[k, j] that flows from target channel k to source channel j, summed over samples, positions
-        and the kernel window, (K, J) by layer name; (K, J / groups) for grouped convolutions. Weighted layers only.
+        and the kernel window, (K, J) by layer name; (K, J / groups) where channels are in groups. Of weighted layers
+        and norms.
         """
         return {n.name: n.edges[0] for n in self.layers if n.edges and n.kind != "add"}
 

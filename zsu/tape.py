@@ -120,9 +120,9 @@ class Tape(TorchFunctionMode):
     Attributes
     ----------
     nodes : list of Node
-        What paths lead through, in the order of the forward pass: the input, weighted layers and additions.
+        What paths lead through, in the order of the forward pass: the input, weighted layers, norms and additions.
     rows : list of Node
-        What keeps a share of the relevance: the nodes, and besides them norms, softmax and constants.
+        What keeps a share of the relevance: the nodes, and besides them softmax and constants.
     constants : list of (Tensor, Node, str)
         Leaves that do not depend on the input but join the flow (position embeddings, the bias of a norm); their share
         constant * gradient belongs to that field of the node.
@@ -323,8 +323,14 @@ class Tape(TorchFunctionMode):
         """x as `grouped`, of which the `last` axes are normalised, times weight plus bias."""
         origin = self.origins[x]
         weight, bias = (None if p is None else p.detach() for p in (weight, bias))
-        out = Norm.apply(x, self.row(Node(kind, name)), origin.axes, self.samples, grouped, last, weight, bias, eps)
-        self.origins[out] = Origin(origin.axes, None)
+        channel = origin.axes[1]
+        known = channel is not None and (kind == "group_norm" or channel >= x.dim() - last)
+        groups = grouped[1] if kind == "group_norm" else 1
+        node = self.row(Node(kind, name, groups=groups, sources=[origin.sources if known else None]))
+        self.nodes.append(node)
+        edges = self.edges and known
+        out = Norm.apply(x, node, origin.axes, self.samples, grouped, last, weight, bias, eps, edges)
+        self.origins[out] = Origin(origin.axes, (Source(len(self.nodes) - 1, x.shape[channel]),) if known else None)
         return out
 
     def row(self, node: Node) -> Node:
@@ -518,8 +524,12 @@ class Tape(TorchFunctionMode):
         with nullcontext() if constant else self:
             q, k = (project(*of) for of in zip((query, key), weights[:2], biases[:2], strict=True))
         with self:
-            out = F.scaled_dot_product_attention(q, k, project(value, weights[2], biases[2]), attn_mask)
-            out = F.linear(out.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(0, 1)  # (L, N, E)
+            v = project(value, weights[2], biases[2])
+            below = len(self.nodes) - 1
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # (N, L, E)
+            if constant:  # constant weights mix positions, and leave each channel of v to itself
+                self.origins[out] = Origin((self.origins[out].axes[0], 2), (Source(below, out.shape[2]),))
+            out = F.linear(out, out_proj_weight, out_proj_bias).transpose(0, 1)  # (L, N, E)
         if not need_weights:
             return out, None
         with torch.no_grad():
