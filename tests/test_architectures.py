@@ -437,6 +437,51 @@ def test_group_norm_equals_gradient_times_input_with_a_constant_deviation():
     closes(result)
 
 
+NORMS = {
+    "LayerNorm over features of tokens": (nn.LayerNorm(6), (3, 4, 6), 2),
+    "LayerNorm over all": (nn.LayerNorm((4, 3, 2)), (3, 4, 3, 2), 1),
+    "LayerNorm without weights": (nn.LayerNorm(6, elementwise_affine=False), (3, 6), 1),
+    "GroupNorm": (nn.GroupNorm(2, 4), (3, 4, 3, 2), 1),
+    "GroupNorm on vectors": (nn.GroupNorm(2, 4), (3, 4), 1),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_edges_of_norms_are_those_of_the_linear_map_that_they_are(name):
+    layer, shape, channel = NORMS[name]
+    layer = copy.deepcopy(layer).double()
+    for p in layer.parameters():
+        p.data = rand(*p.shape, seed=4)
+    x, channels = rand(*shape), shape[channel]
+    tokens = channel == 2
+    model = net(lambda m, x: m.layer(x.transpose(1, 2) if tokens else x).flatten(1), layer=layer)
+    result = explain(model, x.transpose(1, 2) if tokens else x, rand(3, x[0].numel(), seed=3), TINY)
+    g = (result.seed / result.logits).view(shape)
+
+    axes = list(range(2, 2 + len(shape) - 1)) if "Group" in name else list(range(-len(layer.normalized_shape), 0))
+    grouped = (3, 2, 2, *shape[2:]) if "Group" in name else shape
+    deviation = (x.view(grouped).var(axes, keepdim=True, unbiased=False) + layer.eps).sqrt()
+    weight = getattr(layer, "weight", None)
+    weight = torch.ones(()) if weight is None else weight.detach()
+    weight = weight.view(-1, *[1] * (len(shape) - 2)) if "Group" in name else weight
+
+    def linear_part(x):
+        centred = x.view(grouped) - x.view(grouped).mean(axes, keepdim=True)
+        return (centred / deviation).view(shape) * weight
+
+    def over_channels(t):
+        return t.movedim(channel, 0).flatten(1).sum(1)  # (channels,)
+
+    leaf = x.clone().requires_grad_()
+    out = (linear_part(leaf) * g).movedim(channel, 0).flatten(1).sum(1)
+    whole = torch.stack([over_channels(x * torch.autograd.grad(o, leaf, retain_graph=True)[0]) for o in out])
+    (edges,) = result.edges.values()
+    expected = torch.cat([whole[:2, :2], whole[2:, 2:]]) if "Group" in name else whole
+    assert edges.shape == (channels, expected.shape[1])
+    assert (edges - expected).abs().max() <= 1e-9 * expected.abs().max()
+    closes(result)
+
+
 def test_numbers_added_and_subtracted_are_constants():
     model = net(lambda m, x: m.head((m.a(x) - 0.5) / 0.25 + 1 - m.a(x)), a=nn.Linear(4, 5), head=nn.Linear(5, 3))
     result = explain(model, rand(2, 4), 1)

@@ -1,6 +1,7 @@
 """The path search against full enumeration, on graphs of real networks and on random ones."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torchvision
@@ -11,7 +12,7 @@ from torch import nn
 from zsu import ZsuError, explain, find_paths
 from zsu.graph import assemble, build_graph
 from zsu.models import SmallCNN
-from zsu.paths import best_through
+from zsu.paths import Paths, best_through
 
 
 def enumerate_paths(graph):
@@ -157,6 +158,10 @@ def enumerate_by_hand(name, r):
     return sorted([(path[1:], p) for path, p in completions_of(("start", 0))], key=lambda path: -path[1])
 
 
+def rand(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
 def explained(name, rule="z+"):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
@@ -221,6 +226,98 @@ def test_unmodified_resnet18_and_small_cnn(dtype):
             steps = [probability[edge] for edge in zip(nodes, nodes[1:], strict=False)]
             assert np.prod(steps) == pytest.approx(p, rel=1e-9)
             assert nodes[-1] < graph.first[1]
+
+
+def test_unmodified_vit_and_densenet():
+    """Norms, attention and the residual stream; concatenations of dozens of parts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = torchvision.models.VisionTransformer(16, 8, 2, 2, 12, 24, num_classes=5)
+        torch.nn.init.normal_(vit.heads.head.weight)
+        densenet = torchvision.models.densenet121(num_classes=5)
+        x = torch.randn(2, 3, 32, 32)
+    vit_paths = find_paths(explain(vit.eval(), x[:, :, :16, :16], torch.ones(2, 5)), 500)
+    names = {layer for path in vit_paths for layer, _ in path}
+    block = "encoder.layers.encoder_layer_1."
+    wanted = {"input", "conv_proj", "add", "encoder.ln", block + "ln_2", block + "mlp.3", block + "self_attention.v"}
+    assert wanted <= names
+    paths = find_paths(explain(densenet.eval(), x, torch.ones(2, 5), "epsilon-plus"), 500)
+    assert (np.diff(paths.probability) <= 0).all()
+    assert {path[-1][0] for path in paths} == {"input"}
+
+
+@pytest.mark.parametrize("name", ["sequential", "residual", "concatenation"])
+def test_visits_are_the_relevance_of_channels_where_all_of_it_is_positive(name):
+    """z+ on positive inputs and a positive seed, without bias: nothing is lost, nothing negative."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = NETS[name]().double().eval()
+    for key, p in model.named_parameters():
+        p.data = p.data.abs()
+        if key.endswith("bias"):
+            p.data.zero_()
+    result = explain(model, rand(4, 2, 4, 4).abs(), 1, "z+")
+    graph = build_graph(result)
+    whole = float(result.seed.sum())
+    for layer, visits in graph.visits_by_layer().items():
+        assert np.allclose(visits, result.nodes[layer].sum(0) / whole, atol=1e-5)
+    assert (graph.ledger[["dead end", "negative"]] == 0).all(axis=None)
+    assert np.allclose(graph.ledger["kept"] / whole, 0, atol=1e-5)
+
+
+def test_ledger_of_the_graph_says_what_is_not_walked():
+    result = explained("sequential", "epsilon")
+    graph = build_graph(result)
+    for row in graph.ledger.itertuples(index=False):
+        edges = result.edges[row.layer]
+        assert row.walked + row[2] == pytest.approx(float(edges.clamp(min=0).sum()))
+        assert row.negative == pytest.approx(float(edges.clamp(max=0).sum()))
+        kept = result.ledger.set_index("layer").loc[row.layer, ["bias", "stabiliser", "constant"]].sum()
+        assert row.kept == pytest.approx(kept)
+
+
+def test_channels_read_twice_by_one_layer_are_one_edge():
+    """x + x, and a convolution over cat([x, x]): no two paths have the same nodes."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(2, 3, 1), nn.Conv2d(6, 2, 1), nn.Linear(2, 2)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            x = x + x
+            return self.fc(self.b(torch.cat([x, x], 1)).relu().mean((2, 3)))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Twice().double().eval()
+    for p in model.parameters():
+        p.data = p.data.abs()
+    result = explain(model, rand(2, 2, 3, 3).abs(), torch.ones(2, 2).double(), "z+")
+    paths = find_paths(result, min_probability=1e-300)
+    assert len({tuple(n) for n in paths.nodes}) == len(paths) > 3
+    assert paths.probability.sum() == pytest.approx(1, abs=1e-9)
+    b = result.edges["b"]
+    fc, start = result.edges["fc"], result.seed.sum(0) / result.seed.sum()
+    expected = start @ (fc / fc.sum(1, keepdim=True)) @ ((b[:, :3] + b[:, 3:]) / b.sum(1, keepdim=True))
+    assert np.allclose(build_graph(result).visits_by_layer()["add"], expected, atol=1e-9)
+
+
+def test_to_frame_save_and_load(tmp_path):
+    paths = find_paths(explained("residual"), 40)
+    frame = paths.to_frame()
+    for path, (_, row) in zip(paths, frame.iterrows(), strict=True):
+        assert {layer: row[layer] for layer in paths.layers if row[layer] is not pd.NA} == dict(path)
+    assert frame["share"].iloc[-1] == pytest.approx(paths.probability.sum())
+    paths.save(tmp_path / "paths.npz")
+    loaded = Paths.load(tmp_path / "paths.npz")
+    assert list(loaded) == list(paths)
+    assert np.array_equal(loaded.probability, paths.probability)
+    (tmp_path / "other.npz").write_bytes(b"no paths")
+    for name in ("other.npz", "missing.npz"):
+        with pytest.raises(ZsuError, match=f"{name}: no file of paths"):
+            Paths.load(tmp_path / name)
 
 
 # --- random graphs --------------------------------------------------------------------------------------------

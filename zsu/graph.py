@@ -154,7 +154,7 @@ def assemble(
     runs = run_of, begin[order], length[order], source[order]
     total, dead, negative = normalise(value, *runs, first[1])
     by_layer = {
-        name: np.add.reduceat(sums, first[1:-1])
+        name: np.add.reduceat(sums[:-1], first[1:-1])
         for name, sums in {"walked": total, "dead end": dead, "negative": negative}.items()
     }
     ledger = pd.DataFrame({"layer": layers[1:], **by_layer, "kept": list(kept)[1:]})

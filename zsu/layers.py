@@ -434,16 +434,19 @@ class Norm(torch.autograd.Function):
         gx = (u - u.mean(list(range(-ctx.last, 0)), keepdim=True)).view(x.shape)
         node.handed = inner(x, gx)
         if ctx.edges:
-            node.edges = [centring_edges(*(by_group(t, ctx.axes[1], ctx.grouped, ctx.last) for t in (u, x)))]
+            sets = group_sets if node.kind == "group_norm" else layer_sets
+            node.edges = [centring_edges(*(sets(t.reshape(ctx.grouped), ctx.axes[1], ctx.last) for t in (u, x)))]
         return gx.to(ctx.saved_tensors[0].dtype), *[None] * 9
 
 
-def by_group(t: Tensor, channel: int, grouped: list[int], last: int) -> Tensor:
-    """(normalised sets, groups, channels, positions) of x or what has its shape."""
-    t = t.reshape(grouped)
-    if len(grouped) - last == 2:  # GroupNorm
-        return t.flatten(3) if t.dim() > 3 else t[..., None]
-    t = t.movedim(channel, -last)  # the normalised axes, channels first
+def group_sets(t: Tensor, channel: int, last: int) -> Tensor:
+    """(N, G, C / G, ...) -> (sets that are normalised together, groups, channels, positions)."""
+    return t.flatten(3) if t.dim() > 3 else t[..., None]
+
+
+def layer_sets(t: Tensor, channel: int, last: int) -> Tensor:
+    """The same of a tensor whose last axes are normalised together, the channels among them."""
+    t = t.movedim(channel, -last)  # (..., C, positions)
     return t.reshape(-1, 1, t.shape[-last], math.prod(t.shape[t.dim() - last + 1 :]))
 
 

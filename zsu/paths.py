@@ -8,8 +8,10 @@ equally probable paths the one that was offered first comes first; siblings go b
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -84,9 +86,10 @@ class Paths:
 
     def save(self, path: str | Path) -> None:
         """Write one npz file."""
-        with write_atomically(Path(path)) as file, file.open("wb") as out:
-            arrays = {"nodes": self.nodes, "probability": self.probability, "first": self.first}
-            np.savez_compressed(out, layers=np.array(self.layers), **arrays)
+        buffer = io.BytesIO()
+        arrays = {"nodes": self.nodes, "probability": self.probability, "first": self.first}
+        np.savez_compressed(buffer, layers=np.array(self.layers), **arrays)
+        write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
     @staticmethod
     def load(path: str | Path) -> Paths:
@@ -94,7 +97,7 @@ class Paths:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return Paths(file["nodes"], file["probability"], file["layers"].tolist(), file["first"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ZsuError("no file of paths", where=str(path), remedy="pass what Paths.save wrote") from error
 
 
