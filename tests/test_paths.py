@@ -1,8 +1,13 @@
 """The path search against full enumeration, on graphs of real networks and on random ones."""
 
+import itertools
+import math
+
+import networkx
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse.csgraph
 import torch
 import torchvision
 from hypothesis import given, settings
@@ -410,6 +415,46 @@ def test_search_equals_enumeration_on_random_graphs(parts, k, data):
     used = graph.flow() > 0
     most = np.array([max(edges.get(e, [0])) for e in ends])
     assert np.allclose(np.exp(best_through(graph))[used], most[used], rtol=1e-9)
+
+
+def wide(sizes, seed, ties=False):
+    """A graph with all channels joined to all of the next layer, as `assemble` takes it."""
+    rng = np.random.default_rng(seed)
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    values, blocks, size = [], [], 0
+    for n, (j, k) in enumerate(zip(sizes, [*sizes[1:], 1], strict=True), start=1):
+        values.append(rng.integers(1, 4, k * j).astype(float) if ties else rng.lognormal(0, 2, k * j))
+        blocks.append((first[n] + np.arange(k), size + np.arange(k) * j, np.full(k, j), np.full(k, first[n - 1])))
+        size += k * j
+    return [str(n) for n in range(len(sizes))], first, np.concatenate(values), blocks, [0.0] * len(sizes)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_hundreds_of_children_are_all_found_and_in_order(ties):
+    """More than are sorted at first, with an open list that is cut back on the way."""
+    parts = wide([2, 300, 4, 3], 0, ties)
+    graph = assemble(*parts[:2], parts[2].copy(), *parts[3:])
+    every = find_paths(graph, min_probability=1e-300)
+    same_paths(numbered(every), sorted(all_paths(chain(*parts), graph.start, 2), key=lambda path: -path[1]))
+    assert len(every) == 2 * 300 * 4 * 3
+    for k in (1, 50, 3000, 7200):
+        assert np.array_equal(find_paths(graph, k).nodes, every.nodes[:k])
+
+
+def test_networkx_and_scipy_find_the_same_probabilities():
+    parts = wide([1, 16, 32, 24, 10], 1)
+    graph = assemble(*parts[:2], parts[2].copy(), *parts[3:])
+    below, sink = chain(*parts), graph.start + 1
+    net = networkx.DiGraph()
+    net.add_weighted_edges_from((k, j, -math.log(p)) for k, row in below.items() for j, p in row.items())
+    net.add_edge(0, sink, weight=1e-15)
+    ours = find_paths(graph, 200)
+    found = list(itertools.islice(networkx.shortest_simple_paths(net, graph.start, sink, "weight"), 200))
+    assert [path[1:-1] for path in found] == [list(nodes) for nodes, _ in numbered(ours)]
+    matrix = networkx.to_scipy_sparse_array(net, nodelist=range(sink + 1), dtype=float)
+    matrix.indices, matrix.indptr = matrix.indices.astype(np.int32), matrix.indptr.astype(np.int32)
+    costs = scipy.sparse.csgraph.yen(matrix, graph.start, sink, 200)
+    assert np.allclose(np.exp(-costs), ours.probability, rtol=1e-9)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

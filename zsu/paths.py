@@ -27,7 +27,7 @@ from .graph import LOOPS, PathGraph, build_graph, contrast
 from .relevance import Relevance
 
 Channel = tuple[str, int]  # name of the layer, number of the channel
-FIRST = 16  # children of a node that are sorted at first
+FIRST, MANY = 16, 128  # children of a node: how many are sorted at first, and beyond how many all are
 
 
 @dataclass(eq=False)
@@ -247,34 +247,47 @@ def through_edges(weight, total, run_of, run_begin, run_length, run_source, best
 
 @LOOPS
 def best_children(node, number, weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via):
-    """The `number` best sources of a node or more, best completion first (ties: lower number first), with log p and
-    log p + best; and whether these are all there are.
+    """The `number` best sources of a node, all if that is more than MANY: best completion first (ties: lower number
+    first), with log p and log p + best; and whether these are all there are.
     """
-    count = 0
+    size, reference = 0, -np.inf
     for r in range(run_of[node], run_of[node + 1]):
-        count += run_length[r]
-    child, step, value = np.empty(count, np.int64), np.empty(count), np.empty(count)
-    reference = -np.inf
-    for r in range(run_of[node], run_of[node + 1]):
+        size += run_length[r]
         reference = max(reference, scale[run_source[r]])
-    n = 0
+    size = size if number > MANY else min(number, size)
+    child, step, value = np.empty(size, np.int64), np.empty(size), np.empty(size)
+    there = 0
     for r in range(run_of[node], run_of[node + 1]):
         unit = np.exp(scale[run_source[r]] - reference)
         for m in range(max(0, via - run_source[r]) if node > via else 0, run_length[r]):
             edge, source = weight[run_begin[r] + m], run_source[r] + m
             if edge > 0 and best[source] > -np.inf:
-                child[n], step[n], value[n] = source, edge, edge * scaled[source] * unit
-                n += 1
-    child, step, value = child[:n], step[:n], value[:n]
-    whole = n <= number
-    if not whole:
-        kept = np.nonzero(value >= np.partition(value, n - number)[n - number])[0]
-        whole = len(kept) == n
-        child, step, value = child[kept], step[kept], value[kept]
-    step = np.log(step / total[node]) if n > 0 else step
-    score = step + best[child]
-    order = np.argsort(-score, kind="mergesort")
-    return child[order], step[order], score[order], whole
+                along = edge * scaled[source] * unit
+                at = min(there, size - 1)
+                there += 1
+                if there > size and along <= value[at]:
+                    continue
+                while number <= MANY and at > 0 and value[at - 1] < along:  # the better ones come first
+                    child[at], step[at], value[at] = child[at - 1], step[at - 1], value[at - 1]
+                    at -= 1
+                child[at], step[at], value[at] = source, edge, along
+    kept = min(there, size)
+    child, step, value = child[:kept], step[:kept], value[:kept]
+    if number > MANY:
+        order = np.argsort(-value, kind="mergesort")
+        child, step = child[order], step[order]
+    for i in range(kept):
+        step[i] = np.log(step[i] / total[node])
+        value[i] = step[i] + best[child[i]]
+    return child, step, value, there == kept
+
+
+@njit(cache=True, nogil=True)
+def grown(a, size, fill):
+    """The array with that many rows, new ones filled."""
+    b = np.full((size, *a.shape[1:]), fill, a.dtype)
+    b[: len(a)] = a
+    return b
 
 
 @njit(cache=True, nogil=True)
@@ -285,8 +298,9 @@ def search(
     `least`, no more than carry `coverage` together.
     """
     start = len(run_of) - 2
-    known = np.full(start + 1, -1, np.int64)  # node -> its entry in the lists of sorted children
-    children, steps, scores, whole = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0)], [True]
+    # sorted children of the nodes seen so far, one behind the other: begin, number, and whether these are all
+    child, step, value, used = np.empty(1024, np.int64), np.empty(1024), np.empty(1024), 0
+    begin, count, whole = np.zeros(start + 1, np.int64), np.zeros(start + 1, np.int64), np.zeros(start + 1, np.bool_)
     size = min(k, 1024)
     nodes = np.full((size, depth), -1, np.int32)
     prefix = np.zeros((size, depth))  # log probability from the start to that node
@@ -302,41 +316,33 @@ def search(
             break
         if found == len(nodes):
             size = min(k, 2 * found)
-            nodes, old = np.full((size, depth), -1, np.int32), nodes
-            nodes[:found] = old
-            prefix, old_prefix = np.zeros((size, depth)), prefix
-            prefix[:found] = old_prefix
-            result, old_result = np.empty(size), result
-            result[:found] = old_result
+            nodes, prefix, result = grown(nodes, size, -1), grown(prefix, size, 0.0), grown(result, size, 0.0)
         nodes[found, : position + 1] = nodes[parent, : position + 1]
         prefix[found, : position + 1] = prefix[parent, : position + 1]
         at = position
         while True:
             node = nodes[found, at]
-            entry = known[node]
-            if entry < 0 or (rank + 1 >= len(children[entry]) and not whole[entry]):
-                number = FIRST if entry < 0 else 8 * len(children[entry])
-                c, t, s, w = best_children(
-                    node, number, weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via
-                )
-                if entry < 0:
-                    entry = len(children)
-                    known[node] = entry
-                    children.append(c)
-                    steps.append(t)
-                    scores.append(s)
-                    whole.append(w)
-                else:
-                    children[entry], steps[entry], scores[entry], whole[entry] = c, t, s, w
-            if len(children[entry]) == 0:  # an input channel
+            if rank + 1 >= count[node] and not whole[node]:
+                c, t, s, whole[node] = best_children(
+                    node, max(FIRST, 8 * count[node]),
+                    weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via,
+                )  # fmt: skip
+                if used + len(c) > len(child):
+                    size = 2 * (used + len(c))
+                    child, step, value = grown(child, size, 0), grown(step, size, 0.0), grown(value, size, 0.0)
+                begin[node], count[node] = used, len(c)
+                child[used : used + len(c)], step[used : used + len(c)], value[used : used + len(c)] = c, t, s
+                used += len(c)
+            if count[node] == 0:  # an input channel
                 break
-            if rank + 1 < len(children[entry]):
-                sibling = -(prefix[found, at] + scores[entry][rank + 1])
+            here = begin[node] + rank
+            if rank + 1 < count[node]:
+                sibling = -(prefix[found, at] + value[here + 1])
                 if sibling < worst and -sibling >= least:
                     heappush(heap, (sibling, serial, found, at, rank + 1))
                     serial += 1
-            nodes[found, at + 1] = children[entry][rank]
-            prefix[found, at + 1] = prefix[found, at] + steps[entry][rank]
+            nodes[found, at + 1] = child[here]
+            prefix[found, at + 1] = prefix[found, at] + step[here]
             at += 1
             rank = 0
         result[found] = prefix[found, at]
