@@ -350,7 +350,7 @@ def graphs(draw):
 def chain(layers, first, values, blocks, _):
     """{node: {source: p}} in plain Python; empty where nothing leads to the input."""
     below = {k: {} for k in range(first[-1] + 1)}
-    for (k,), (begin,), (length,), (source,) in blocks:
+    for k, begin, length, source in (run for block in blocks for run in zip(*block, strict=True)):
         below[k] |= {int(source) + m: max(float(values[begin + m]), 0) for m in range(length)}
     for k in range(first[1], first[-1] + 1):
         walked = {j: w for j, w in below[k].items() if w > 0 and (j < first[1] or below[j])}
