@@ -13,9 +13,10 @@ from torch import nn
 import zsu.data
 import zsu.evaluation
 import zsu.models
-from zsu import Patch, ZsuError, explain, forget
-from zsu.forgetting import METHODS, most_frequent, weight_blocks
+from zsu import Patch, ZsuError, explain, find_paths, forget
+from zsu.forgetting import METHODS
 from zsu.perturb import perturb, standard_noise
+from zsu.selection import best, frequency, incoming_weights, select_neurons, weight_blocks
 from zsu.tape import Node
 
 TROUSER = 1
@@ -366,21 +367,75 @@ def test_standard_noise_draws_the_number_asked_for():
 # --- worked out by hand ---------------------------------------------------------------------------------------
 
 
+def most_frequent(relevance, k, number):
+    return best(frequency(Node("linear", "fc", relevance=torch.tensor(relevance)), k), number).tolist()
+
+
 def test_most_frequent_by_hand():
     """Three samples, five neurons, k = 2: neuron 4 is in three lists, 0 in two, 2 in one; 1 and 3 in none."""
-    relevance = torch.tensor([[3.0, 0, 0, 1, 4], [5, 1, 0, 0, 2], [0, -1, 1, 0, 9]])
-    node = Node("linear", "fc", relevance=relevance)
-    assert most_frequent(node, 2).tolist() == [4, 0]
-    assert most_frequent(node, 2, keep=2).tolist() == [4, 0, 2]  # nobody's choice is never taken
-    assert most_frequent(node, 1).tolist() == [4]
-    assert most_frequent(node, None).tolist() == [4]  # a tenth of five, at least one
+    relevance = [[3.0, 0, 0, 1, 4], [5, 1, 0, 0, 2], [0, -1, 1, 0, 9]]
+    assert most_frequent(relevance, 2, 2) == [4, 0]
+    assert most_frequent(relevance, 2, 4) == [4, 0, 2]  # nobody's choice is never taken
+    assert most_frequent(relevance, 1, 1) == [4]
 
 
 def test_most_frequent_breaks_ties_by_relevance_and_ignores_what_is_not_positive():
-    node = Node("linear", "fc", relevance=torch.tensor([[1.0, 0, 0], [0, 0, 2], [-1, -2, -3]]))
-    assert most_frequent(node, 1).tolist() == [2]
-    assert most_frequent(node, 3, keep=2).tolist() == [2, 0]
-    assert most_frequent(Node("linear", "fc", relevance=-torch.ones(2, 3)), 1).tolist() == []
+    relevance = [[1.0, 0, 0], [0, 0, 2], [-1, -2, -3]]
+    assert most_frequent(relevance, 1, 1) == [2]
+    assert most_frequent(relevance, 3, 6) == [2, 0]
+    assert most_frequent([[-1.0, -1, -1]], 1, 1) == []
+    assert most_frequent([[1.0, 1, 1, 1]], 2, 4) == [0, 1]  # of equals the first are counted
+
+
+@pytest.mark.parametrize("by", ["frequency", "marginal", "path", "contrast"])
+def test_neurons_selected_by_enumeration(by):
+    """All paths of a small network, listed; k neurons of each hidden layer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)).double().eval()
+    for p in model.parameters():
+        p.data.abs_()
+    x = torch.rand(6, 4).double()
+    own, other = (explain(model, x, target, "z+") for target in (1, 2))
+    paths, others = (find_paths(r, min_probability=1e-300) for r in (own, other))
+
+    def score(channel):
+        through = [sum(p for path, p in zip(f, f.probability, strict=True) if channel in path) for f in (paths, others)]
+        return {
+            "frequency": lambda: (
+                own.nodes[channel[0]].topk(2).indices.eq(channel[1]).sum().item()
+                + own.nodes[channel[0]][:, channel[1]].sum().item() / 1e3
+            ),
+            "marginal": lambda: through[0],
+            "path": lambda: max(p for path, p in zip(paths, paths.probability, strict=True) if channel in path),
+            "contrast": lambda: through[0] - through[1],
+        }[by]()
+
+    neurons = select_neurons(own, by, 2, **({"against": other} if by == "contrast" else {}))
+    assert list(neurons) == ["0", "2"]
+    for name, chosen in neurons.items():
+        scores = {c: score((name, c)) for c in range(own.nodes[name].shape[1])}
+        expected = sorted((c for c in scores if scores[c] > 0), key=lambda c: -scores[c])[:2]
+        assert chosen.tolist() == expected
+    selection = incoming_weights(model, own, neurons)
+    patch = perturb(model, selection)
+    patch.apply(model)
+    assert set(selection) == {"0.weight", "2.weight"}
+    zero = [(model[int(name)].weight == 0).all(1).nonzero().flatten().tolist() for name in neurons]
+    assert zero == [sorted(n.tolist()) for n in neurons.values()]
+
+
+def test_selections_that_are_refused():
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).eval(), torch.rand(2, 4)
+    result = explain(model, x, torch.ones(2, 3))
+    for options, match in (
+        ({"by": "size"}, "selection by 'size'. use 'frequency'"),
+        ({"by": "contrast"}, "by 'contrast' needs a reference"),
+        ({"by": "path", "against": result}, "by 'path' takes no reference"),
+        ({"k": 6}, "0: k is 6, the layer has 5 neurons"),
+        ({"k": 6, "by": "path"}, "0: k is 6, the layer has 5 neurons"),
+    ):
+        with pytest.raises(ZsuError, match=match):
+            select_neurons(result, **options)
 
 
 class Mixed(nn.Module):

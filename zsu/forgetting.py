@@ -6,7 +6,6 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 from .errors import ZsuError
 from .graph import build_graph
 from .paths import best_through
-from .perturb import Change, Patch, Selection, model_hash, perturb
+from .perturb import Change, Patch, model_hash, perturb
 from .relevance import Relevance, explain
-from .tape import Node
+from .selection import a_tenth, best, frequency, incoming_weights, joined, select_neurons, weight_blocks
 
 METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
 MASKED_LOGIT = -1e4  # small enough for probability 0 in float16, float32 and float64
@@ -228,52 +227,29 @@ def specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:
     return frame.assign(rank=frame.index, layer=np.array([*graph.layers])[frame["number"]])
 
 
-def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
-    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and source."""
-    for number, rows in edges.groupby("number"):
-        node = relevance.layers[number]
-        if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
-            continue
-        refuse_transposed(node)
-        k, j, *window = model.get_parameter(node.weight).shape
-        size = int(np.prod(window, initial=1))
-        offset = 0
-        for source in node.sources[0]:
-            here = rows[rows["below"] == source.node]
-            if node.groups > 1:
-                column = here["source"] - here["channel"] // (k // node.groups) * j
-            else:
-                column = offset + here["source"] * source.group
-            begin = (here["channel"] * j + column).to_numpy() * size
-            flat = torch.tensor(begin)[:, None] + torch.arange(source.group * size)  # (n, width)
-            yield node.weight, torch.tensor(here["rank"].to_numpy()), flat
-            offset += source.channels * source.group
-
-
-def joined(parts: Iterable[tuple[str, Tensor]]) -> Selection:
-    """One tensor of flat indices for each parameter name."""
-    selection: dict[str, list[Tensor]] = {}
-    for name, flat in parts:
-        selection.setdefault(name, []).append(flat.flatten())  # (n, width) -> (n width,)
-    return {name: torch.cat(indices) for name, indices in selection.items()}
-
-
 # --- neurons --------------------------------------------------------------------------------------------------
 
 
 def frequent_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
     """lra-npp: in each weighted layer below the logits the neurons most often among a sample's k most relevant."""
-    return rows_of(model, ((n, most_frequent(n, k)) for n in hidden_layers(relevance)))
+    neurons = select_neurons(relevance, "frequency", k)
+    return listed(neurons), incoming_weights(model, relevance, neurons)
 
 
 def random_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
     """Control: as many random neurons in each layer."""
     generator = torch.Generator().manual_seed(seed)
+    neurons = {
+        name: torch.randperm(relevance.nodes[name].shape[1], generator=generator)[: len(chosen)]
+        for name, chosen in select_neurons(relevance, "frequency", k).items()
+    }
+    return listed(neurons), incoming_weights(model, relevance, neurons)
 
-    def draw(node: Node) -> Tensor:
-        return torch.randperm(node.relevance.shape[1], generator=generator)[: len(most_frequent(node, k))]
 
-    return rows_of(model, ((n, draw(n)) for n in hidden_layers(relevance)))
+def listed(neurons: dict[str, Tensor]) -> pd.DataFrame:
+    """One row a neuron, as in `Forgotten.cut`."""
+    frames = (pd.DataFrame({"layer": name, "channel": n.numpy(), "source": pd.NA}) for name, n in neurons.items())
+    return pd.concat(frames, ignore_index=True)
 
 
 def head_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
@@ -284,55 +260,13 @@ def head_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | Non
         raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
     (source,) = head.sources[0]
     below = predicted.layers[source.node]
-    neurons = most_frequent(below, k, keep=2)
+    k = a_tenth(below) if k is None else k
+    neurons = best(frequency(below, k), 2 * k)
     rows, columns = model.get_parameter(head.weight).shape
     column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)
     flat = (torch.arange(rows)[:, None] * columns + column).flatten()  # (rows, n group) -> flat indices
     cut = pd.DataFrame({"layer": below.name, "channel": neurons.numpy(), "source": pd.NA})
     return cut, {head.weight: flat}
-
-
-def hidden_layers(relevance: Relevance) -> list[Node]:
-    """Layers with a weight parameter, without the one that computes the logits."""
-    hidden = [n for n in relevance.layers[:-1] if n.weight]
-    for node in hidden:
-        refuse_transposed(node)
-    if not hidden:
-        raise ZsuError("the model has no hidden layer with weights", where="forget", remedy="use method='mask'")
-    return hidden
-
-
-def refuse_transposed(node: Node) -> None:
-    """Weights (J, K, ...) instead of (K, J, ...) are not taken apart here."""
-    if node.kind.startswith("conv_transpose"):
-        raise ZsuError("a transposed convolution", where=node.name, remedy="use method='head-npp' or 'mask'")
-
-
-def most_frequent(node: Node, k: int | None, keep: int = 1) -> Tensor:
-    """Of the neurons among the k most (positively) relevant of each sample, the keep * k most frequent. (n,)
-
-    Ties go to the larger relevance over all samples. Default k: a tenth of the layer, at least 1.
-    """
-    relevance = node.relevance.double().cpu()  # (N, K)
-    neurons = relevance.shape[1]
-    k = max(1, round(neurons / 10)) if k is None else k
-    if k > neurons:
-        raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
-    value, index = relevance.topk(k, dim=1)
-    count = torch.bincount(index[value > 0], minlength=neurons)
-    strength = relevance.clamp(min=0).sum(0)
-    rank = count + strength / (strength.sum() + 1) if strength.sum() > 0 else count.double()  # the fraction breaks ties
-    return rank.argsort(descending=True, stable=True)[: min(keep * k, int((count > 0).sum()))]
-
-
-def rows_of(model: nn.Module, chosen: Iterable[tuple[Node, Tensor]]) -> tuple[pd.DataFrame, Selection]:
-    """All incoming weights of the chosen neurons."""
-    cut, parts = [], []
-    for node, neurons in chosen:
-        width = model.get_parameter(node.weight)[0].numel()
-        parts.append((node.weight, neurons[:, None] * width + torch.arange(width)))  # (n, width)
-        cut.append(pd.DataFrame({"layer": node.name, "channel": neurons.numpy(), "source": pd.NA}))
-    return pd.concat(cut, ignore_index=True), joined(parts)
 
 
 # --- the mask -------------------------------------------------------------------------------------------------

@@ -1,0 +1,177 @@
+"""Which neurons or connections to perturb: what a relevance or a graph says, as indices into the model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import pandas as pd
+import torch
+from numba import njit
+from torch import Tensor, nn
+
+from .errors import ZsuError
+from .graph import build_graph
+from .paths import best_through
+from .perturb import Selection
+from .relevance import Relevance
+from .tape import Node
+
+# --- neurons --------------------------------------------------------------------------------------------------
+
+
+def select_neurons(
+    relevance: Relevance, by: str = "frequency", k: int | None = None, *, against: Relevance | None = None
+) -> dict[str, Tensor]:
+    """The k neurons of every hidden layer with weights that matter most for what was explained.
+
+    Parameters
+    ----------
+    relevance : Relevance
+        From `zsu.explain`, with edges unless `by` is ``"frequency"``.
+    by : str
+        * ``"frequency"``: how many samples have the neuron among their k most (positively) relevant; ties go to the
+          larger relevance over all samples (Chang et al. 2024, arXiv:2410.23693, sec. 4).
+        * ``"marginal"``: the share of all paths that lead through it, `PathGraph.visits`.
+        * ``"path"``: the probability of the best path through it.
+        * ``"contrast"``: by how much its share of all paths exceeds that in `against`, an explanation of the same model
+          for something else.
+    k : int, optional
+        Neurons a layer (default: a tenth of the layer). Fewer where fewer have a score above 0.
+
+    Returns
+    -------
+    dict of str to int64 Tensor
+        By name of the layer, best first. `incoming_weights` turns it into what `zsu.perturb.perturb` takes.
+
+    Raises
+    ------
+    ZsuError
+        Another `by`, a reference that is missing or not asked for, more neurons than a layer has, no hidden layer with
+        weights, and what `zsu.graph.build_graph` refuses.
+    """
+    if by not in ("frequency", "marginal", "path", "contrast"):
+        remedy = "use 'frequency', 'marginal', 'path' or 'contrast'"
+        raise ZsuError(f"selection by {by!r}", where="select_neurons", remedy=remedy)
+    if (by == "contrast") != (against is not None):
+        raise ZsuError(
+            f"selection by {by!r} {'needs a' if by == 'contrast' else 'takes no'} reference",
+            where="select_neurons",
+            remedy="pass against=explain(...) with by='contrast', and only then",
+        )
+    layers = hidden_layers(relevance)
+    sizes = {n.name: a_tenth(n) if k is None else k for n in layers}
+    for node in layers:
+        if sizes[node.name] > node.relevance.shape[1]:
+            neurons = node.relevance.shape[1]
+            raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
+    if by == "frequency":
+        return {n.name: best(frequency(n, sizes[n.name]), sizes[n.name]) for n in layers}
+    graph = build_graph(relevance)
+    if by == "path":
+        _, source = graph.ends(np.arange(len(graph.weight)))
+        score = np.full(graph.start + 1, -np.inf)
+        np.maximum.at(score, source, best_through(graph))
+        score = np.exp(score)
+    else:
+        score = graph.visits() - (build_graph(against).visits() if by == "contrast" else 0)
+    by_layer = dict(zip(graph.layers, np.split(score[: graph.start], graph.first[1:-1]), strict=True))
+    return {name: best(by_layer[name], size) for name, size in sizes.items()}
+
+
+def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[str, Tensor]) -> Selection:
+    """All incoming weights of the neurons of each layer."""
+    weight = {n.name: n.weight for n in relevance.layers}
+    parts = []
+    for name, chosen in neurons.items():
+        width = model.get_parameter(weight[name])[0].numel()
+        parts.append((weight[name], chosen[:, None] * width + torch.arange(width)))  # (n, width)
+    return joined(parts)
+
+
+def hidden_layers(relevance: Relevance) -> list[Node]:
+    """Layers with a weight parameter, without the one that computes the logits."""
+    hidden = [n for n in relevance.layers[:-1] if n.weight]
+    for node in hidden:
+        refuse_transposed(node)
+    if not hidden:
+        raise ZsuError("the model has no hidden layer with weights", where="forget", remedy="use method='mask'")
+    return hidden
+
+
+def refuse_transposed(node: Node) -> None:
+    """Weights (J, K, ...) instead of (K, J, ...) are not taken apart here."""
+    if node.kind.startswith("conv_transpose"):
+        raise ZsuError("a transposed convolution", where=node.name, remedy="use method='head-npp' or 'mask'")
+
+
+def a_tenth(node: Node) -> int:
+    """Of the node's neurons, at least 1."""
+    return max(1, round(node.relevance.shape[1] / 10))
+
+
+def best(score: np.ndarray, number: int) -> Tensor:
+    """Indices of the largest scores above 0, at most that many, best first; ties go to the lower index."""
+    order = np.argsort(-score, kind="stable")[:number]
+    return torch.from_numpy(order[score[order] > 0])
+
+
+def frequency(node: Node, k: int) -> np.ndarray:
+    """For each neuron the number of samples that have it among their k most relevant, plus a fraction for its share of
+    the positive relevance, which breaks ties; 0 where no sample has it. float64 (K,)
+    """
+    relevance = node.relevance.double().cpu().numpy()  # (N, K)
+    if k > relevance.shape[1]:
+        raise ZsuError(
+            f"k is {k}, the layer has {relevance.shape[1]} neurons", where=node.name, remedy="use a smaller k"
+        )
+    count = count_most(relevance, k)
+    strength = relevance.clip(min=0).sum(0)
+    return np.where(count > 0, count + strength / (strength.sum() + 1), 0)
+
+
+@njit(cache=True, nogil=True)
+def count_most(relevance, k):
+    """How many rows of (N, K) have each column among their k largest positive values; ties go to the lower column."""
+    count = np.zeros(relevance.shape[1], np.int64)
+    for row in relevance:
+        least = np.partition(row, len(row) - k)[len(row) - k]
+        at_least = k - np.sum(row > least)  # how many of those that tie are taken
+        for j in range(len(row)):
+            if row[j] > 0 and (row[j] > least or (row[j] == least and at_least > 0)):
+                count[j] += 1
+                at_least -= row[j] == least
+    return count
+
+
+# --- connections ----------------------------------------------------------------------------------------------
+
+
+def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
+    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and source."""
+    for number, rows in edges.groupby("number"):
+        node = relevance.layers[number]
+        if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
+            continue
+        refuse_transposed(node)
+        k, j, *window = model.get_parameter(node.weight).shape
+        size = int(np.prod(window, initial=1))
+        offset = 0
+        for source in node.sources[0]:
+            here = rows[rows["below"] == source.node]
+            if node.groups > 1:
+                column = here["source"] - here["channel"] // (k // node.groups) * j
+            else:
+                column = offset + here["source"] * source.group
+            begin = (here["channel"] * j + column).to_numpy() * size
+            flat = torch.tensor(begin)[:, None] + torch.arange(source.group * size)  # (n, width)
+            yield node.weight, torch.tensor(here["rank"].to_numpy()), flat
+            offset += source.channels * source.group
+
+
+def joined(parts: Iterable[tuple[str, Tensor]]) -> Selection:
+    """One tensor of flat indices for each parameter name."""
+    selection: dict[str, list[Tensor]] = {}
+    for name, flat in parts:
+        selection.setdefault(name, []).append(flat.flatten())  # (n, width) -> (n width,)
+    return {name: torch.cat(indices) for name, indices in selection.items()}
