@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from zsu import ZsuError, explain, find_paths
+from zsu import Composite, ZsuError, explain, explain_paths, find_paths
 from zsu.graph import assemble, build_graph
 from zsu.models import SmallCNN
 from zsu.paths import Paths, best_through
+from zsu.rules import Epsilon
+
+TINY = Epsilon(epsilon=1e-12)
 
 
 def enumerate_paths(graph):
@@ -307,6 +310,81 @@ def test_channels_read_twice_by_one_layer_are_one_edge():
     fc, start = result.edges["fc"], result.seed.sum(0) / result.seed.sum()
     expected = start @ (fc / fc.sum(1, keepdim=True)) @ ((b[:, :3] + b[:, 3:]) / b.sum(1, keepdim=True))
     assert np.allclose(build_graph(result).visits_by_layer()["add"], expected, atol=1e-9)
+
+
+def walks(result):
+    """Every path from a logit to the input, over edges of either sign, as [(layer, channel), ...]."""
+    below = {}
+    for node in result.layers[1:]:
+        for sources in node.sources:
+            offset = 0
+            for source in sources:
+                name = result.layers[source.node].name
+                for k in range(node.relevance.shape[1]):
+                    if node.kind == "add" or node.groups == 0:
+                        channels = [(k - offset) // source.group] if 0 <= k - offset < source.channels else []
+                    elif node.groups > 1:
+                        width = source.channels // node.groups
+                        first = k // (node.relevance.shape[1] // node.groups) * width
+                        channels = range(first, first + width)
+                    else:
+                        channels = range(source.channels)
+                    below.setdefault((node.name, k), []).extend((name, c) for c in channels)
+                offset += source.channels * source.group
+    done, open_walks = [], [[(result.layers[-1].name, k)] for k in range(result.logits.shape[1])]
+    while open_walks:
+        walk = open_walks.pop()
+        if walk[-1][0] == "input":
+            done.append(walk)
+        open_walks += [[*walk, b] for b in dict.fromkeys(below.get(walk[-1], []))]
+    return done
+
+
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "flat first"])
+@pytest.mark.parametrize("name", ["sequential", "groups", "residual", "concatenation"])
+def test_maps_of_all_paths_sum_to_the_input_relevance(name, rule):
+    rules = Composite(conv="gamma", first="flat") if rule == "flat first" else rule
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = NETS[name]().double().eval()
+    x, seed = rand(2, 2, 4, 4), torch.ones(2, 3).double()
+    result = explain(model, x, seed, rules)
+    maps = explain_paths(model, x, seed, walks(result), rules)
+    assert torch.allclose(maps.sum(0), result.input, atol=1e-9 * float(result.input.abs().max()))
+    assert (maps.abs().sum((1, 2, 3, 4)) > 0).sum() > 10
+
+
+def test_map_of_one_path_by_hand():
+    """x -> (a, b) -> fc: by way of channel 1 of the first layer and input 0 goes w2[1] w1[1, 0] x[0]."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double().eval()
+    model[0].weight.data = torch.tensor([[1.0, 2.0], [3.0, -1.0]]).double()
+    model[1].weight.data = torch.tensor([[1.0, 2.0]]).double()
+    x = torch.tensor([[2.0, 1.0]]).double()
+    maps = explain_paths(model, x, 0, [[("1", 0), ("0", 1), ("input", 0)], [("1", 0), ("0", 0), ("input", 1)]], TINY)
+    assert torch.allclose(maps, torch.tensor([[[12.0, 0.0]], [[0.0, 2.0]]]).double(), atol=1e-9)
+
+
+def test_maps_through_a_vit_and_of_paths_that_are_none():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vit = torchvision.models.VisionTransformer(16, 8, 1, 2, 4, 6, num_classes=2).double().eval()
+        torch.nn.init.normal_(vit.heads.head.weight)
+    x = rand(2, 3, 16, 16)
+    result = explain(vit, x, 1)
+    every = [walk for walk in walks(result) if walk[0] == ("heads.head", 1) and walk[-1][1] == 0 and len(walk) < 8]
+    maps = explain_paths(vit, x, 1, every)
+    assert maps[:, :, 1:].abs().max() == 0 < maps.abs().max()
+    path = every[0]
+    for wrong, match in (
+        (path[1:], "not from the logits to the input"),
+        ([*path[:-1]], "not from the logits to the input"),
+        ([path[0], ("nowhere", 1), path[-1]], "no layer is called 'nowhere'"),
+        ([path[0], (path[1][0], 9), *path[2:]], "channel 9 of 4"),
+        ([path[0], path[-1]], "nothing leads to input"),
+    ):
+        with pytest.raises(ZsuError, match=match):
+            explain_paths(vit, x, 1, [wrong])
+    assert explain_paths(vit, x, 1, []).shape == (0, 2, 3, 16, 16)
 
 
 def test_to_frame_save_and_load(tmp_path):

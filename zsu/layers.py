@@ -52,6 +52,7 @@ class Node:
     stabiliser: Number = 0.0
     constant: Number = 0.0  # ... to tensors that do not depend on the input
     magnitude: Number = 0.0  # sum of |R| over all outputs
+    closed: bool = False  # hands nothing on, while single paths are followed
 
     @property
     def out(self) -> float:
@@ -196,6 +197,8 @@ class Weighted(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor, None]:
+        if ctx.layer.node.closed:
+            return None, None
         if ctx.layer.x._version != ctx.layer.version:
             raise ZsuError(
                 "the input of this layer is changed in place after the layer has read it",
@@ -391,6 +394,8 @@ class Addition(torch.autograd.Function):
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         summands, (b,) = ctx.summands, ctx.saved_tensors
         z, axes, samples, node = summands.z, summands.axes, summands.samples, summands.node
+        if node.closed:
+            return (None,) * 4
         if fused.fits(axes, z, b, g):
             whole, of_b, node.magnitude = fused.split(z, b, g, axes[1])
             whole, of_b = of_samples(whole, samples), of_samples(of_b, samples)
@@ -425,6 +430,8 @@ class Norm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.node.closed:
+            return (None,) * 10
         x, y, s = (at_least_float32(t) for t in ctx.saved_tensors)
         g, node = at_least_float32(g), ctx.node
         node.arrived(y, g, ctx.axes, ctx.samples)

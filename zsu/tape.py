@@ -29,6 +29,7 @@ from weakref import WeakValueDictionary
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from .errors import ZsuError
@@ -123,14 +124,17 @@ class Tape(TorchFunctionMode):
         What paths lead through, in the order of the forward pass: the input, weighted layers, norms and additions.
     rows : list of Node
         What keeps a share of the relevance: the nodes, and besides them softmax and constants.
+    taps : dict of Node to (GradientEdge, int), or None
+        Where the graph of autograd can be cut into at the output of each of `nodes`, and the axis of its channels; they
+        keep all of the graph alive, so that only who needs them asks for them with a dict.
     constants : list of (Tensor, Node, str)
         Leaves that do not depend on the input but join the flow (position embeddings, the bias of a norm); their share
         constant * gradient belongs to that field of the node.
     """
 
-    def __init__(self, model: nn.Module, edges: bool, attention: str):
+    def __init__(self, model: nn.Module, edges: bool, attention: str, taps: dict | None = None):
         super().__init__()
-        self.edges, self.attention = edges, attention
+        self.edges, self.attention, self.taps = edges, attention, taps
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.names = dict(self.parameters)  # and slices of parameters, which `parts` keeps alive
         self.parts: list[Tensor] = []
@@ -149,6 +153,7 @@ class Tape(TorchFunctionMode):
         self.nodes.append(self.row(Node("input", "input")))
         sources = (Source(0, x.shape[1]),)
         self.origins[x] = Origin((0, 1), sources, nonnegative=bool((x >= 0).all()), is_input=True)
+        self.tap(self.nodes[0], x, 1)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -296,6 +301,7 @@ class Tape(TorchFunctionMode):
         self.rows.append(node)
         self.layers[node] = layer
         out = Weighted.apply(x, layer)
+        self.tap(node, out, mine)
         self.origins[out] = Origin(layer.axes, (Source(len(self.nodes) - 1, out.shape[mine]),), node=node)
         return out
 
@@ -330,8 +336,13 @@ class Tape(TorchFunctionMode):
         self.nodes.append(node)
         edges = self.edges and known
         out = Norm.apply(x, node, origin.axes, self.samples, grouped, last, weight, bias, eps, edges)
+        self.tap(node, out, channel)
         self.origins[out] = Origin(origin.axes, (Source(len(self.nodes) - 1, x.shape[channel]),) if known else None)
         return out
+
+    def tap(self, node: Node, out: Tensor, channel: int | None) -> None:
+        if self.taps is not None and channel is not None:
+            self.taps[node] = get_gradient_edge(out), channel
 
     def row(self, node: Node) -> Node:
         self.rows.append(node)
@@ -372,6 +383,7 @@ class Tape(TorchFunctionMode):
         self.nodes.append(node)
         summands = self.additions[node] = Summands(node, axes, self.samples)
         out = Addition.apply(a, b, summands, in_place)
+        self.tap(node, out, axes[1])
         known = (
             axes[1] is not None
             and of_a.sources is not None
