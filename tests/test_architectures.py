@@ -530,6 +530,39 @@ def test_half_precision_is_finite_and_close_to_float32(dtype, rule, monkeypatch)
     assert ((maps[0] - maps[1]).norm(dim=1) <= 1e-2 * maps[1].norm(dim=1)).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("rule", ["epsilon", "gamma", "z+", "alpha-beta"])
+def test_half_precision_with_batchnorm(dtype, rule):
+    """Merged into its convolution, and on its own; what is noted is float32."""
+    model = net(lambda m, x: m.fc(m.own(m.bn(m.conv(x)).relu()).mean((2, 3))), conv=nn.Conv2d(3, 4, 3),
+                bn=nn.BatchNorm2d(4), own=nn.BatchNorm2d(4), fc=nn.Linear(4, 2))  # fmt: skip
+    for bn in (model.bn, model.own):
+        bn.running_var.uniform_(0.5, 2)
+    model, x = model.to(dtype), rand(2, 3, 6, 6, dtype=torch.float32).to(dtype)
+    half, full = explain(model, x, 1, rule), explain(copy.deepcopy(model).float(), x.float(), 1, rule)
+    tensors = [half.input, *half.nodes.values(), *half.edges.values()]
+    assert all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors)
+    assert (half.input - full.input).abs().max() <= 0.05 * full.input.abs().max()
+
+
+def test_in_float16_nothing_times_infinity_stays_nothing():
+    model = linear([[-1.0, -2.0]]).half().eval()
+    x = torch.ones(1, 2).half()
+    assert explain(model, x, 0, "z+").input.tolist() == [[0, 0]]
+    assert explain(model, x, 0, "alpha-beta").input.tolist() == [[1, 2]]
+
+
+def test_a_mask_for_each_sample_and_head():
+    mha = nn.MultiheadAttention(4, 2, batch_first=True).double().eval()
+    mask = rand(4, 3, 3, seed=5)
+    x = rand(2, 3, 4)
+    whole = explain(net(lambda m, x: m.mha(x, x, x, attn_mask=mask)[0].flatten(1), mha=mha), x, 1).input
+    for n in range(2):
+        mine = mask[2 * n : 2 * n + 2]
+        model = net(lambda m, x, mine=mine: m.mha(x, x, x, attn_mask=mine)[0].flatten(1), mha=mha)
+        assert torch.allclose(whole[n], explain(model, x[n : n + 1], 1).input[0])
+
+
 def test_under_autocast_and_beside_another_mode():
     model, x = bundled(), rand(2, 1, 28, 28, dtype=torch.float32)
     expected = explain(model, x, 1)

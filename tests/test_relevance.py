@@ -13,8 +13,9 @@ import zennit.types
 from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from zsu import ZsuError, explain
+from zsu import ZsuError, explain, explain_each
 from zsu.models import SmallCNN
 from zsu.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, WSquare
 
@@ -713,6 +714,10 @@ IMAGE = rand(2, 1, 28, 28)
         (IMAGE.numpy(), 1, "epsilon", "x: x is ndarray. pass a floating-point tensor"),
         (IMAGE[:0], 1, "epsilon", r"x has shape \(0, 1, 28, 28\).*N >= 1"),
         (IMAGE / 0, 1, "epsilon", "NaN or infinity"),
+        (IMAGE.to_sparse(), 1, "epsilon", "x is torch.sparse_coo"),
+        (IMAGE.to("meta"), 1, "epsilon", "x is "),
+        (IMAGE, torch.ones(2, 10, dtype=torch.complex128), "epsilon", "target is torch.complex128"),
+        (IMAGE, 1, {0: "gamma"}, "names are {0: 'gamma'}. map names of layers"),
         (IMAGE, -1, "epsilon", "target: class -1 of 10. use 0 to 9"),
         (IMAGE, 10, "epsilon", "target: class 10 of 10. use 0 to 9"),
         (IMAGE, torch.tensor([0, 1, 2]), "epsilon", r"target is torch.int64 \(3,\)"),
@@ -735,6 +740,10 @@ def test_bad_rules_are_refused():
         lambda: AlphaBeta(1.5, 0.501),
         lambda: AlphaBeta(0.5, -0.5),
         lambda: Gamma(-1),
+        lambda: Gamma(float("inf")),
+        lambda: Epsilon(epsilon=float("inf")),
+        lambda: AlphaBeta(float("nan"), 1),
+        lambda: AlphaBeta(float("inf"), float("inf")),
     ):
         with pytest.raises(ZsuError):
             make()
@@ -804,7 +813,7 @@ BAD_MODELS = {
     "by way of numpy": (lambda m, x: m.fc(torch.as_tensor(x.numpy())), "numpy"),
     "by way of a number": (lambda m, x: m.fc(x) * float(x.mean()), "__float__"),
     "assignment to a slice": (lambda m, x: m.fc(assigned(x)), "__setitem__"),
-    "under no_grad": (lambda m, x: torch.no_grad()(m.fc)(x), "does not depend on the input.*no_grad"),
+    "under no_grad": (lambda m, x: torch.no_grad()(m.fc)(x), "runs under torch.no_grad.*take no_grad out"),
     "constant": (lambda m, x: torch.ones(2, 4, dtype=x.dtype), "does not depend on the input"),
     "constant parameter": (lambda m, x: m.fc.bias.expand(2, 4), "does not depend on the input"),
     "padded with ones": (lambda m, x: m.fc(F.pad(x[:, 1:], (1, 0), value=1.0)), "pads with a value other than 0"),
@@ -812,8 +821,24 @@ BAD_MODELS = {
     "NaN in the weights": (lambda m, x: F.linear(x, m.fc.weight / 0), "logits are not finite"),
     "active dropout": (lambda m, x: F.dropout(m.fc(x)), "dropout is active"),
     "changed in place": (lambda m, x: m.fc(add_(x.relu(), x)), "changed in place. use the out-of-place function"),
+    "partly under no_grad": (lambda m, x: m.fc(x + torch.no_grad()(F.relu)(x)), "runs under torch.no_grad"),
+    "a layer under no_grad": (lambda m, x: m.fc(x + torch.no_grad()(m.fc)(x)[:, :3]), "runs under torch.no_grad"),
+    "changed through a view": (lambda m, x: m.fc(through_a_view(x * 2, lambda v: v.mul_(0.5))), "by way of a view"),
+    "partly changed": (lambda m, x: m.fc(through_a_view(x * 2, lambda v: v[:, :1].add_(1.0))), "by way of a view"),
+    "weights from the input": (lambda m, x: F.linear(x, x.expand(4, 2, 3)[:, 0]), "weights of 'linear' depend"),
+    "bias from the input": (lambda m, x: F.linear(x, m.fc.weight, x[0, :1].expand(4)), "weights of 'linear' depend"),
+    "prelu from the input": (lambda m, x: m.fc(F.prelu(x, x[0])), "weights of 'prelu' depend on the input"),
+    "checkpoint": (lambda m, x: checkpoint(lambda t: F.relu(m.fc(t)), x, use_reentrant=False), "cannot follow checkpo"),
+    "reentrant checkpoint": (lambda m, x: checkpoint(m.fc, x, use_reentrant=True), "no_grad|checkpoint"),
+    "writes into out": (lambda m, x: m.fc(torch.mul(x, 2, out=torch.empty(2, 3, dtype=x.dtype))), "writes into out="),
+    "shapes that do not fit": (lambda m, x: m.fc(x).view(3, 5), "Net: shape .* is invalid for input of size 8. pass a"),
     "adds with alpha": (lambda m, x: m.fc(torch.add(x, x, alpha=2)), "addition with alpha"),
 }
+
+
+def through_a_view(x, change):
+    change(x.view(2, 3))
+    return x
 
 
 def assigned(x):
@@ -826,6 +851,37 @@ def test_models_that_cannot_be_explained_are_refused(name):
     run, match = BAD_MODELS[name]
     with pytest.raises(ZsuError, match=match):
         explain(Net(run, fc=nn.Linear(3, 4)).double().eval(), rand(2, 3), 1)
+
+
+SPELLINGS = {
+    "keywords": (lambda m, x: m.fc(torch.add(input=x, other=m.a(x))), lambda m, x: m.fc(x + m.a(x))),
+    "a negative": (lambda m, x: m.fc(x + -m.a(x)), lambda m, x: m.fc(x + m.a(x) * -1)),
+    "1 - x": (lambda m, x: m.fc(1 - m.a(x)), lambda m, x: m.fc(m.a(x) * -1 + 1)),
+    "constant, then in place": (lambda m, x: m.fc((m.a(x) + 1.0).relu_()), lambda m, x: m.fc((m.a(x) + 1.0).relu())),
+    "cat of a constant, then in place": (
+        lambda m, x: m.fc(torch.cat([m.a(x)[:, :2], torch.ones(2, 1).double()], 1).add_(x)),
+        lambda m, x: m.fc(torch.cat([m.a(x)[:, :2], torch.ones(2, 1).double()], 1) + x),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_the_same_model_written_in_another_way(name):
+    layers = {"fc": seeded(lambda: nn.Linear(3, 4)), "a": seeded(lambda: nn.Linear(3, 3), 1)}
+    one, other = (explain(Net(run, **layers).eval(), rand(2, 3), 1, "gamma") for run in SPELLINGS[name])
+    same(one.input, other.input)
+    assert one.ledger["gap"].abs().max() < 1e-9
+
+
+def test_a_model_without_layers_and_targets_that_are_none():
+    mean = Net(lambda m, x: x.mean((2, 3))).eval()
+    x = rand(2, 3, 4, 4)
+    same(explain(mean, x, 1).input.sum((1, 2, 3)), mean(x)[:, 1])
+    for targets in (None, [], 1):
+        with pytest.raises(ZsuError, match="pass a list of targets"):
+            explain_each(mean, x, targets)
+    with pytest.raises(ZsuError, match="the model is a function. pass an nn.Module"):
+        explain(lambda x: x, x, 1)
 
 
 def test_train_mode_is_refused_and_buffers_stay():

@@ -37,6 +37,8 @@ class Composite:
 
     def assign(self, layers: Iterable[Layer], last: Layer | None) -> None:
         """Give each layer its rule; `ZsuError` for a name that no layer has and for unknown rules."""
+        if not isinstance(self.names, Mapping) or not all(isinstance(name, str) for name in self.names):
+            raise ZsuError(f"names are {self.names!r}", where="Composite", remedy="map names of layers to rules")
         unused = dict(self.names)
         for layer in layers:
             kind = "norm" if layer.op.groups == 0 else "linear" if layer.node.kind == "linear" else "conv"

@@ -146,8 +146,8 @@ class Affine:
         return x * along_channels(w, x, (0, 1))
 
     def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        e = (over_samples(c * x, (0, 1)) * w)[:, None] if edges else None  # (K,) -> (K, 1)
-        return c * along_channels(w, x, (0, 1)), e
+        e = (over_samples(at_least_float32(c) * x, (0, 1)) * w)[:, None] if edges else None  # (K,) -> (K, 1)
+        return (c * along_channels(w, x, (0, 1))).to(c.dtype), e
 
 
 def blocks(w: Tensor) -> Iterator[slice]:
@@ -221,7 +221,7 @@ def propagate(layer: Layer, g: Tensor) -> Tensor:
             continue
         if base.own and layer.s is not None:
             share = share * along_channels(layer.s, share, layer.axes)
-        gp, e = op.backward(share.to(x.dtype), base.x, base.w, layer.edges)
+        gp, e = op.backward(narrowed(share, x.dtype), base.x, base.w, layer.edges)
         if isinstance(base.part, str):
             gx = added(gx, signed(gp, x, base.part))
         else:
@@ -265,7 +265,7 @@ def propagate_epsilon(layer: Layer, z: Tensor, g: Tensor) -> Tensor:
     node.relevance = of_samples(sums, layer.samples)
     if layer.b is not None:
         node.bias = torch.dot(c_sums, layer.b.to(c.dtype))
-    return finish(layer, *layer.op.backward(c.to(layer.x.dtype), layer.x, layer.w, layer.edges))
+    return finish(layer, *layer.op.backward(narrowed(c, layer.x.dtype), layer.x, layer.w, layer.edges))
 
 
 def finish(layer: Layer, gx: Tensor, edges: Tensor | None) -> Tensor:
@@ -301,7 +301,8 @@ class Copy:
         layer = self.layer
         if self.own or layer.s is None:
             return self.change(layer.w)
-        return self.change(layer.w * layer.s.reshape(-1, *[1] * (layer.w.dim() - 1)))  # (K,) -> (K, 1, ...)
+        w = layer.w * layer.s.reshape(-1, *[1] * (layer.w.dim() - 1))  # (K,) -> (K, 1, ...)
+        return self.change(w).to(layer.x.dtype)
 
     @cached_property
     def product(self) -> Tensor:
@@ -355,6 +356,14 @@ def added(to: Tensor | None, t: Tensor, coefficient: float = 1.0) -> Tensor:
     if to is None:
         return t if coefficient == 1 else t * coefficient
     return to.add(t, alpha=coefficient)
+
+
+def narrowed(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """In that dtype, and finite in it: nothing times infinity would be NaN."""
+    if t.dtype == dtype:
+        return t
+    most = torch.finfo(dtype).max
+    return t.clamp(-most, most).to(dtype)
 
 
 def at_least_float32(t: Tensor) -> Tensor:
@@ -471,7 +480,7 @@ class Meter(torch.autograd.Function):
     def forward(ctx, t: Tensor, node: Node, side: str, axes: Axes, samples: int) -> Tensor:
         ctx.node, ctx.side, ctx.axes, ctx.samples = node, side, axes, samples
         ctx.save_for_backward(t)
-        return t.view_as(t)
+        return t.clone() if side == "out" else t.view_as(t)  # the model may change what comes out in place
 
     @staticmethod
     @once_differentiable
@@ -571,6 +580,7 @@ def total(t: Tensor) -> float:
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """Sum of a * b, 0-dimensional; in one pass where both lie in memory alike and without gaps."""
+    a, b = at_least_float32(a), at_least_float32(b)
     dense = a.is_contiguous() or (a.dim() == 4 and a.is_contiguous(memory_format=torch.channels_last))
     if not dense or a.stride() != b.stride():
         return (a * b).sum()

@@ -104,6 +104,8 @@ class Relevance:
 
     def warn_if_exploding(self) -> None:
         """Relevance of both signs that cancels to the right sum says little about any single input."""
+        if len(self.rows) == 1:  # the input alone
+            return
         worst = max(self.rows[1:], key=lambda n: float(n.magnitude))
         if self.amplification(worst) > EXPLODES:
             warnings.warn(
@@ -181,6 +183,8 @@ def explain_each(
     targets : sequence
         Each a target as `explain` takes it.
     """
+    if not isinstance(targets, Sequence) or not targets:
+        raise ZsuError(f"targets is {targets!r}", where="explain_each", remedy="pass a list of targets")
     with recorded(model, x, edges, attention) as (tape, leaf, logits):
         weights = [output_weights(logits.detach(), target) for target in targets]
         assign(rules, tape, logits)
@@ -289,14 +293,27 @@ def recorded(model: nn.Module, x: Tensor, edges: bool, attention: str, taps: dic
         first = leaf.clone()  # so that the model may change its input in place
         tape = Tape(model, edges, attention, taps)
         tape.start(first)
-        with tape:
-            logits = model(first)
+        with tape, torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
+            logits = forward(model, first)
         if isinstance(logits, Tensor) and logits in tape.sides:
             raise tape.refusal(tape.sides[logits])
         check_logits(model, logits)
         if logits not in tape.origins or not logits.requires_grad:
             raise unrelated()
         yield tape, leaf, logits
+
+
+HOOKS = "zsu.explain cannot follow checkpoints and other hooks on saved tensors"
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits; what torch refuses on the way is said in one line."""
+    try:
+        return model(x)
+    except RuntimeError as error:
+        what = HOOKS if HOOKS in str(error) else str(error).strip().splitlines()[0].rstrip(".")
+        remedy = "explain the model without checkpoints" if what is HOOKS else "pass a batch that the model can take"
+        raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
 
 
 def assign(rules: Rules, tape: Tape, logits: Tensor) -> None:
@@ -373,6 +390,8 @@ def unrelated() -> ZsuError:
 
 def check_model(model: nn.Module) -> None:
     """Refuse models whose forward pass the tape cannot see, or that are in train mode."""
+    if not isinstance(model, nn.Module):
+        raise ZsuError(f"the model is a {type(model).__name__}", where="explain", remedy="pass an nn.Module")
     if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise ZsuError(f"a {type(model).__name__}", where="explain", remedy="pass the plain module inside it")
     try:
@@ -390,6 +409,10 @@ def check_input(model: nn.Module, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ZsuError(f"x is {kind}", where="x", remedy="pass a floating-point tensor (N, C, H, W)")
+    if x.layout != torch.strided or x.is_meta:
+        raise ZsuError(
+            f"x is {'on meta' if x.is_meta else x.layout}", where="x", remedy="pass a dense tensor with values"
+        )
     if x.dim() < 2 or len(x) == 0:
         raise ZsuError(f"x has shape {tuple(x.shape)}", where="x", remedy="pass a batch (N, C, H, W) with N >= 1")
     like = next(model.parameters(), None)
@@ -424,7 +447,13 @@ def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:
         raise ZsuError(f"target is {target!r}", where="target", remedy="pass the index of a class") from error
     if target.is_floating_point() and target.shape == logits.shape and target.isfinite().all():
         return target.to(logits.dtype) / torch.where(logits == 0, 1, logits)
-    if target.is_floating_point() or target.dtype == torch.bool or target.dim() > 1 or target.numel() not in (1, n):
+    if (
+        target.is_floating_point()
+        or target.is_complex()
+        or target.dtype == torch.bool
+        or target.dim() > 1
+        or target.numel() not in (1, n)
+    ):
         remedy = "pass a class, classes (N,), or a finite floating seed (N, classes)"
         raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy=remedy)
     if target.min() < 0 or target.max() >= classes:

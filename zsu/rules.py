@@ -22,6 +22,7 @@ for inputs of both signs the generalised gamma rule of Anders et al. (2021), arX
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -65,8 +66,10 @@ class Rule:
     epsilon: float = field(default=1e-6, kw_only=True)
 
     def __post_init__(self):
-        if not self.epsilon > 0:
-            raise ZsuError(f"epsilon is {self.epsilon}", where=type(self).__name__, remedy="use a number above 0")
+        if not 0 < self.epsilon < math.inf:
+            raise ZsuError(
+                f"epsilon is {self.epsilon}", where=type(self).__name__, remedy="use a finite number above 0"
+            )
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         """Bases and portions, see the module's docstring."""
@@ -103,8 +106,8 @@ class Gamma(Rule):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.gamma >= 0:
-            raise ZsuError(f"gamma is {self.gamma}", where="Gamma", remedy="use a number of at least 0")
+        if not 0 <= self.gamma < math.inf:
+            raise ZsuError(f"gamma is {self.gamma}", where="Gamma", remedy="use a finite number of at least 0")
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         gamma, half = self.gamma, self.gamma / 2
@@ -134,7 +137,7 @@ class AlphaBeta(Rule):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
+        if not (0 <= self.beta < math.inf and abs(self.alpha - self.beta - 1) <= 1e-9):
             raise ZsuError(
                 f"alpha={self.alpha}, beta={self.beta} do not keep the sum of relevance",
                 where="AlphaBeta",

@@ -48,6 +48,7 @@ from .layers import (
     Source,
     Summands,
     Weighted,
+    at_least_float32,
     channel_axis,
 )
 
@@ -71,9 +72,13 @@ REARRANGING |= {"mean", "sum"}
 # Return no tensor, and yet what follows depends on the input.
 HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
 FRESH = set("new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like".split())
-SCALING = set("mul mul_ multiply div div_ divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__".split())
+SCALING = set(
+    "mul mul_ multiply div div_ divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__ neg negative __neg__".split()
+)
 MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
+WEIGHTED = set("linear batch_norm layer_norm group_norm prelu".split())
 MAY_TURN_NEGATIVE = SCALING | MATMUL | {"pad", "interpolate"}
+NO_GRAD = "torch.no_grad"
 GATES = set("sigmoid hardsigmoid softmax".split())
 
 Note = TypeVar("Note")
@@ -102,7 +107,7 @@ class Notes(Generic[Note]):
     """Notes on tensors, by identity. They keep no tensor alive."""
 
     def __init__(self):
-        self.noted: dict[int, tuple[weakref.ref, Note]] = {}
+        self.noted: dict[int, tuple[weakref.ref, Note, int]] = {}
 
     def __contains__(self, t: Tensor) -> bool:
         found = self.noted.get(id(t))
@@ -112,7 +117,11 @@ class Notes(Generic[Note]):
         return self.noted[id(t)][1]
 
     def __setitem__(self, t: Tensor, note: Note) -> None:
-        self.noted[id(t)] = weakref.ref(t), note
+        self.noted[id(t)] = weakref.ref(t), note, t._version
+
+    def outdated(self, t: Tensor) -> bool:
+        """Whether t has changed in place since, by way of another tensor that shares its memory."""
+        return self.noted[id(t)][2] != t._version
 
 
 class Tape(TorchFunctionMode):
@@ -165,6 +174,12 @@ class Tape(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if sides:
             return self.beside(func, name, args, kwargs, flow, sides)
+        if name == "__get__":  # shape, dtype, ...
+            return self.unknown(func, name, args, kwargs)
+        args, kwargs = positional(args, kwargs)
+        self.check(func, name, args, kwargs, flow)
+        if not torch.is_grad_enabled():
+            return self.aside(func(*args, **kwargs), NO_GRAD, gate=False)
         if name in CONV or name in CONV_TRANSPOSE:
             return self.convolution(func, name, *args, **kwargs)
         if name in ("linear", "batch_norm", "layer_norm", "group_norm", "scaled_dot_product_attention"):
@@ -175,6 +190,8 @@ class Tape(TorchFunctionMode):
             return self.add(*args, in_place=name in ("add_", "__iadd__"), **kwargs)
         if name in ("sub", "__sub__", "subtract"):
             return self.subtract(*args, **kwargs)
+        if name in ("rsub", "__rsub__"):
+            return self.subtract(args[1], args[0], **kwargs)
         if name in ("cat", "concat", "concatenate"):
             return self.cat(*args, **kwargs)
         if name in BENDING:
@@ -184,6 +201,21 @@ class Tape(TorchFunctionMode):
         if len(flow) > 1 and name in SCALING | MATMUL:
             return self.product(func, name, args, kwargs)
         return self.other(func, name, args, kwargs, flow)
+
+    def check(self, func, name, args, kwargs, flow) -> None:
+        """Refuse what the tape would follow wrongly."""
+        if any(self.origins.outdated(t) for t in flow):
+            raise ZsuError(
+                f"{name!r} reads a tensor that was changed in place by way of a view of it",
+                where="explain",
+                remedy="use the out-of-place function in the model",
+            )
+        if kwargs.get("out") is not None:
+            raise ZsuError(f"{name!r} writes into out=", where="explain", remedy="use what it returns")
+        if (name in CONV or name in CONV_TRANSPOSE or name in WEIGHTED) and any(t is not args[0] for t in flow):
+            raise ZsuError(
+                f"weights of {name!r} depend on the input", where="explain", remedy="explain a model without it"
+            )
 
     # -- weighted layers
 
@@ -247,7 +279,7 @@ class Tape(TorchFunctionMode):
                 remedy="call model.eval(); BatchNorm without running statistics cannot be explained",
             )
         with torch.no_grad():
-            s = torch.rsqrt(running_var + eps)
+            s = torch.rsqrt(at_least_float32(running_var) + eps)
             s = s if weight is None else s * weight
             t = -running_mean * s if bias is None else bias - running_mean * s
         value = self.value(func, "batch_norm", input, running_mean, running_var, weight, bias, False, momentum, eps)
@@ -355,7 +387,7 @@ class Tape(TorchFunctionMode):
         return leaf
 
     def bending(self, func, name, args, kwargs) -> Tensor:
-        x, *rest = args if args else (kwargs.pop("input"),)
+        x, *rest = args
         if func(torch.zeros(1, dtype=x.dtype, device=x.device), *rest, **kwargs).any():
             raise ZsuError(f"{name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
         in_place = changes_in_place(func, name, args, kwargs)
@@ -472,7 +504,7 @@ class Tape(TorchFunctionMode):
 
     def gate(self, func, name, args, kwargs) -> Tensor:
         if name == "softmax" and self.attention == "attnlrp":
-            x, *rest = args if args else (kwargs.pop("input"),)
+            x, *rest = args
             axes = self.origins[x].axes
             node = self.row(Node("softmax", "softmax"))
             out = func(Meter.apply(x, node, "into", axes, self.samples), *rest, **kwargs)
@@ -533,6 +565,8 @@ class Tape(TorchFunctionMode):
         constant = self.attention == "cp-lrp" and value in self.origins
         if constant:
             query, key = query.detach(), key.detach()
+        if attn_mask is not None and attn_mask.dim() == 3:
+            attn_mask = attn_mask.unflatten(0, (-1, num_heads))  # (N heads, L, L) -> (N, heads, L, L)
         with nullcontext() if constant else self:
             q, k = (project(*of) for of in zip((query, key), weights[:2], biases[:2], strict=True))
         with self:
@@ -552,6 +586,8 @@ class Tape(TorchFunctionMode):
 
     def other(self, func, name, args, kwargs, flow):
         x = flow[0]
+        if len(flow) > 1 and name not in ("view_as", "reshape_as"):
+            return self.unknown(func, name, args, kwargs)
         if name in MATMUL and x is args[0] and args[1] not in self.sides and args[1].dim() == 2:  # a Linear by hand
             return self.weighted("linear", Linear(), x, args[1].T, None, self.value(func, name, *args))
         scaled = len(flow) == 1 and name in SCALING | MATMUL and ("div" not in name or args[0] is x)
@@ -601,6 +637,9 @@ class Tape(TorchFunctionMode):
 
     def refusal(self, side: Side, joins: str | None = None) -> ZsuError:
         """Why what an operation made cannot be explained."""
+        if side.by == NO_GRAD:
+            what = "a part of the model runs under torch.no_grad, so no relevance flows through it"
+            return ZsuError(what, where="explain", remedy="take no_grad out of the model's forward")
         if joins:
             return ZsuError(
                 f"{joins!r} joins the output of {side.by!r} to what relevance flows through",
@@ -713,6 +752,16 @@ def as_list(value, dim: int) -> list[int]:
     """2 -> [2, 2]; (2, 3) -> [2, 3]."""
     value = list(value) if isinstance(value, (tuple, list)) else [value]
     return value * dim if len(value) == 1 else value
+
+
+def positional(args, kwargs) -> tuple[tuple, dict]:
+    """torch.add(input=a, other=b) as torch.add(a, b)."""
+    if not kwargs:
+        return args, kwargs
+    kwargs = dict(kwargs)
+    first = (kwargs.pop("input"),) if "input" in kwargs else ()
+    second = (kwargs.pop("other"),) if "other" in kwargs else ()
+    return (*first, *args, *second), kwargs
 
 
 def bound(args, kwargs, position, name, default):
