@@ -4,11 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from zsu import cli, models
+from zsu import Paths, cli, models
 from zsu.perturb import Patch
 
 
@@ -63,6 +64,26 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     assert code == 0
     shown = [line.split() for line in again.splitlines()]
     assert shown[3] == lines[3].split()  # the row "paths" is the same
+
+
+def test_paths(capsys, tmp_path):
+    for name in ("paths.npz", "paths.csv"):
+        code, out, _ = run(
+            capsys, "paths", "--class", "Trouser", "--k", "50", "--show", "3", "--out", str(tmp_path / name)
+        )
+        assert code == 0
+        assert out.startswith("Trouser: Paths(50 paths, ")
+        assert out.count("\n") == 4
+        assert "head:1  fc:" in out
+    found = Paths.load(tmp_path / "paths.npz")
+    frame = pd.read_csv(tmp_path / "paths.csv")
+    assert len(found) == len(frame) == 50
+    assert frame["probability"].tolist() == pytest.approx(found.probability.tolist())
+    _, contrast, _ = run(capsys, "paths", "--class", "Trouser", "--contrast")
+    assert contrast.startswith("Trouser: Paths(100 paths, ")
+    assert "end the file in .csv or .npz" in refused(capsys, "paths", "--class", "Trouser", "--out", "paths.txt")
+    assert "k is 0" in refused(capsys, "paths", "--class", "Trouser", "--k", "0")
+    assert "unknown rule 'lrp'" in refused(capsys, "paths", "--class", "Trouser", "--rules", "lrp")
 
 
 def test_train_and_forget_ones_own_images(capsys, folder, tmp_path):

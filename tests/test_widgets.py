@@ -7,8 +7,9 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import pytest
 
+from zsu import data, models
 from zsu.errors import ZsuError
-from zsu.widgets import slider
+from zsu.widgets import path_explorer, slider
 
 
 @pytest.fixture
@@ -48,3 +49,18 @@ def test_no_frames():
 def test_no_alt_text(figure):
     with pytest.raises(ZsuError, match="'a' has no alt text"):
         slider([("a", figure, " ")], "rate")
+
+
+def test_the_path_explorer_has_a_picture_for_each_state_and_says_what_it_shows():
+    test = data.load().test
+    model = models.bundled()
+    widget = path_explorer(model, {c: data.samples(test, c, 4) for c in (1, 8)}, test.classes, (5, 20))
+    choice, classes = parts(widget)
+    assert [label for label, _ in choice.options] == ["Trouser", "Bag"]
+    for name, inner in zip(("Trouser", "Bag"), classes.children, strict=True):
+        number, pictures = parts(inner)
+        assert [label for label, _ in number.options] == ["5", "20", "5, contrast", "20, contrast"]
+        alts = [html.value.split('alt="')[1].split('"')[0] for html in pictures.children]
+        assert len(set(alts)) == 4
+        assert alts[0].startswith(f"The 5 most probable paths of {name}: ")
+        assert f"The first leads from head {test.classes.index(name)}, fc " in alts[0]

@@ -1,4 +1,4 @@
-"""The command `zsu`: forget, audit, train, data. Bad input ends in one line and exit code 2."""
+"""The command `zsu`: forget, audit, paths, train, data. Bad input ends in one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -122,6 +122,55 @@ def audit(
     held_out = zsu_data.without_samples(splits.test, target, samples, seed)
     retrained = retrained_models(references, model, data, name, arch, trusted)
     print(table(run_audit(network, row, splits.train, held_out, target, retrained)))
+
+
+@app.command(epilog="Example: zsu paths --class Trouser --k 100 --out paths.npz")
+def paths(
+    cls: Annotated[str, typer.Option("--class", help="Class to explain, by name or index.")],
+    k: Annotated[int, typer.Option(help="How many paths.")] = 100,
+    rules: Annotated[
+        str | None, typer.Option(help="Rule or composite. Default: epsilon, and z+ for a contrast.")
+    ] = None,
+    contrast: Annotated[bool, typer.Option(help="Only what goes beyond the runner-up's flow on each sample.")] = False,
+    samples: Samples = 36,
+    seed: Seed = 0,
+    model: Model = None,
+    arch: Arch = None,
+    data: Data = "fashion-mini",
+    root: Root = "data",
+    size: Size = None,
+    trusted: Trusted = False,
+    show: Annotated[int, typer.Option(help="Print so many.")] = 10,
+    out: Annotated[Path | None, typer.Option(help="Also write them all: .csv, or .npz for zsu.Paths.load.")] = None,
+):
+    """Find the most probable neuronal paths of a class."""
+    import torch
+
+    from . import data as zsu_data
+    from .paths import find_paths
+    from .relevance import explain, explain_each
+
+    if out is not None and out.suffix not in (".csv", ".npz"):
+        raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy="end the file in .csv or .npz")
+    network, splits = prepare(model, arch, data, root, size, trusted)
+    target = zsu_data.class_index(splits.test, cls)
+    x = zsu_data.samples(splits.test, target, samples, seed)
+    like = next(network.parameters())
+    x = x.to(like.device, like.dtype)
+    relevance = explain(network, x, target, rules or "epsilon")
+    against = None
+    if contrast:  # a relevance of 1 at each logit, whose sign then does not matter to z+
+        ones = torch.zeros_like(relevance.logits)
+        seeds = ones.index_fill(1, torch.tensor(target), 1), ones.scatter(1, relevance.runner_up[:, None], 1)
+        relevance, against = explain_each(network, x, seeds, rules or "z+")
+    found = find_paths(relevance, k, against=against)
+    print(f"{zsu_data.classes(splits.test)[target]}: {found!r}")
+    for path, probability in zip(found, found.probability[:show], strict=False):
+        print(f"{probability:.3e}  " + "  ".join(f"{layer}:{channel}" for layer, channel in path))
+    if out is not None and out.suffix == ".npz":
+        found.save(out)
+    elif out is not None:
+        zsu_data.write_atomically(out, lambda temporary: found.to_frame().to_csv(temporary, index=False))
 
 
 @app.command(

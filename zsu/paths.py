@@ -53,7 +53,7 @@ class Paths:
     first: np.ndarray
 
     def __repr__(self) -> str:
-        return f"Paths({len(self):,} paths, {self.probability.sum():.1%} of the positive relevance)"
+        return f"Paths({len(self):,} paths, {100 * self.probability.sum():.3g} % of the positive relevance)"
 
     def __len__(self) -> int:
         return len(self.nodes)
@@ -133,7 +133,8 @@ def find_paths(
         Only paths through none of these.
     against : Relevance or PathGraph, optional
         Paths of what goes beyond this reference's flow, `zsu.graph.contrast`: an explanation of the same model for
-        images of other classes, or for the runner-up on the same images.
+        images of other classes, or for the runner-up on the same images (`Relevance.runner_up`). Logits of either sign
+        compare with seeds of 1 and a rule of positive contributions, such as z+.
 
     Returns
     -------

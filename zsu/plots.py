@@ -9,10 +9,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from .errors import ZsuError
+from .graph import PathGraph
 from .paths import Paths
 from .relevance import Relevance
 
@@ -20,24 +22,23 @@ HEAT = "RdBu_r"  # red speaks for the class, blue against it, white is 0
 ORANGE, BLUE, GREY = "#b34700", "#20639b", "#767676"  # also told apart without colour vision
 
 
-def heatmaps(x: Tensor, relevance: Relevance, titles: list[str] | None = None) -> Figure:
+def heatmaps(x: Tensor, relevance: Relevance | Tensor, titles: list[str] | None = None) -> Figure:
     """Images above their input relevance, each map on its own symmetric scale.
 
     Parameters
     ----------
     x : Tensor (N, C, H, W)
         Images in [0, 1], C 1 or 3; up to a dozen are readable.
-    relevance : Relevance
-        Of the same samples.
+    relevance : Relevance or Tensor (N, C, H, W)
+        Of the same samples; a tensor such as one of the maps of `zsu.explain_paths`.
     titles : list of str, optional
         One for each image.
     """
-    if len(x) != len(relevance.input):
-        raise ZsuError(
-            f"{len(x)} images, relevance of {len(relevance.input)}", where="heatmaps", remedy="pass the same"
-        )
+    maps = relevance.input if isinstance(relevance, Relevance) else relevance
+    if len(x) != len(maps):
+        raise ZsuError(f"{len(x)} images, relevance of {len(maps)}", where="heatmaps", remedy="pass the same")
     figure, axes = plt.subplots(2, len(x), figsize=(1.5 * len(x), 3.3), squeeze=False, layout="constrained")
-    for i, (image, heat) in enumerate(zip(x.cpu(), relevance.input.sum(1).cpu(), strict=True)):  # (H, W) each
+    for i, (image, heat) in enumerate(zip(x.cpu(), maps.sum(1).cpu(), strict=True)):  # (H, W) each
         top, bottom = axes[:, i]
         top.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)  # (C, H, W) -> (H, W[, C])
         limit = float(heat.abs().max()) or 1.0
@@ -100,32 +101,83 @@ def ledger(relevance: Relevance) -> Figure:
     return figure
 
 
-def paths(found: Paths, relevance: Relevance, show: int = 30) -> Figure:
+def paths(found: Paths, show: int = 1000) -> Figure:
     """The most probable paths, layer by layer from the input (left) to the logit (right).
 
-    A dot is a channel, placed by its number; the thickness and darkness of a line grow with the probability of the
-    paths through it. Additions are left out where a path passes them on the same channel.
+    A dot is a channel, placed by its number: grey, or orange where a path leads through it. The thickness and darkness
+    of a line grow with the probability of the paths along it.
     """
-    graph, count = found.graph, min(show, len(found))
-    sizes = np.diff(graph.first)
-    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
-    for number, size in enumerate(sizes):
-        axis.scatter(np.full(size, number), (np.arange(size) + 0.5) / size, s=6, color="#c9c9c9", zorder=1)
-    flow: dict[tuple[int, int], float] = {}
-    for nodes, probability in zip(found.nodes[:count], found.probability, strict=False):
-        walk = nodes[nodes >= 0]
-        for ends in zip(walk[:-1].tolist(), walk[1:].tolist(), strict=True):
-            flow[ends] = flow.get(ends, 0.0) + float(probability)
-    most = max(flow.values())
-    for ends, share in flow.items():
-        number = np.searchsorted(graph.first, ends, side="right") - 1
-        height = (np.array(ends) - graph.first[number] + 0.5) / sizes[number]
-        strength = share / most
-        axis.plot(number, height, color=ORANGE, linewidth=0.5 + 5 * strength, alpha=0.25 + 0.7 * strength, zorder=2)
-    axis.set_xticks(range(len(sizes)), [f"{name}\n{n}" for name, n in zip(graph.layers, sizes, strict=True)])
-    axis.set(xlabel="layer, and its number of channels", ylabel="channel", yticks=[])
-    axis.set_title(f"The {count} most probable paths carry {found.share[count - 1]:.1%} of the positive relevance")
+    count = min(show, len(found))
+    sizes = np.diff(found.first)
+    figure, axis = plt.subplots(figsize=(max(8, 0.22 * len(sizes)), 4), layout="constrained")
+    walks = found.nodes[:count].astype(np.int64)
+    ends = np.stack([walks[:, :-1], walks[:, 1:]], 2)  # (paths, steps, 2)
+    along = np.broadcast_to(found.probability[:count, None], ends.shape[:2])[ends[:, :, 1] >= 0]
+    lines, line = np.unique(ends[ends[:, :, 1] >= 0], axis=0, return_inverse=True)
+    strength = np.bincount(line.ravel(), along) / np.bincount(line.ravel(), along).max()
+    number = np.searchsorted(found.first, lines, side="right") - 1
+    height = (lines - found.first[number] + 0.5) / sizes[number]
+    order = np.argsort(strength)
+    segments = np.stack([number, height], 2)[order]  # (lines, ends, x and y)
+    width, alpha = 0.4 + 5 * strength[order], 0.12 + 0.8 * strength[order]
+    axis.add_collection(LineCollection(segments, colors=ORANGE, linewidths=width, alpha=alpha, zorder=2))
+    for layer, size in enumerate(sizes):
+        heights = (np.arange(size) + 0.5) / size
+        axis.scatter(np.full(size, layer), heights, s=6, color="#c9c9c9", zorder=1)
+    axis.scatter(number, height, s=6, color=ORANGE, zorder=3)
+    deep = len(sizes) > 12
+    labels = [f"{name} ({n})" if deep else f"{name}\n{n}" for name, n in zip(found.layers, sizes, strict=True)]
+    axis.set_xticks(range(len(sizes)), labels, rotation=90 if deep else 0, fontsize="x-small" if deep else None)
+    axis.set(xlabel="layer, and its number of channels", ylabel="channel", yticks=[], ylim=(0, 1))
+    axis.set_title(
+        f"The {count:,} most probable paths carry {100 * found.share[count - 1]:.3g} % of the positive relevance"
+    )
     sns.despine(ax=axis, left=True)
+    return figure
+
+
+def walked(graph: PathGraph) -> Figure:
+    """By layer, from the logit (top) to the input: what paths walk, and what they leave, in % of |relevance|."""
+    frame = graph.ledger.set_index("layer")
+    percent = 100 * frame.div(frame.abs().sum(axis=1), axis=0)
+    figure, axis = plt.subplots(figsize=(6, 0.3 * len(frame) + 1.4), layout="constrained")
+    colours = {"walked": BLUE, "dead end": "#c9c9c9", "kept": GREY, "negative": ORANGE}
+    right, left = np.zeros(len(frame)), np.zeros(len(frame))
+    for column, colour in colours.items():
+        begin = np.where(percent[column] >= 0, right, left)
+        axis.barh(frame.index, percent[column], left=begin, color=colour, label=column)
+        right += percent[column].clip(lower=0)
+        left += percent[column].clip(upper=0)
+    axis.set(xlabel="share of the layer's |relevance| (%)", ylabel="layer")
+    axis.invert_yaxis()
+    axis.axvline(0, color="black", linewidth=0.8)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    sns.despine(ax=axis)
+    return figure
+
+
+def activating(x: Tensor, activation: Tensor, path: list[tuple[str, int]], top: int = 8) -> Figure:
+    """For each channel of a path, from the logit (top) to the input, the images that activate it most.
+
+    Parameters
+    ----------
+    x : Tensor (N, C, H, W)
+        Images in [0, 1].
+    activation : Tensor (N, channels of the path)
+        From `zsu.relevance.activations` for the same images and path.
+    path : list of (layer, channel)
+    top : int
+        How many images a channel.
+    """
+    figure, axes = plt.subplots(
+        len(path), top, figsize=(0.8 * top + 1, 0.8 * len(path)), squeeze=False, layout="constrained"
+    )
+    for row, (layer, channel) in enumerate(path):
+        for axis, n in zip(axes[row], activation[:, row].argsort(descending=True).tolist(), strict=False):
+            axis.imshow(x[n].cpu().permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])
+        axes[row, 0].set_ylabel(f"{layer}\n{channel}", rotation=0, ha="right", va="center")
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
     return figure
 
 

@@ -17,7 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from .composites import Rules, as_composite
 from .errors import ZsuError
-from .layers import Node, Source, at_least_float32, inner, total
+from .layers import Node, Source, at_least_float32, by_sample, inner, total
+from .rules import Epsilon
 from .tape import Tape
 
 EXPLODES = 1e4  # times the relevance handed to the outputs
@@ -238,6 +239,31 @@ def explain_paths(
         nodes = {row.name: node for node, row in reached(tape.rows).items()}
         maps = [along(tape, leaf, logits, weights, located(path, nodes, tape)) for path in paths]
     return torch.stack(maps) if maps else leaf.new_zeros(0, *leaf.shape).detach()
+
+
+def activations(model: nn.Module, x: Tensor, channels: Iterable[tuple[str, int]]) -> Tensor:
+    """Mean over positions of what each channel puts out, before the activation function, by `explain`'s layer names.
+
+    Returns
+    -------
+    Tensor (N, number of channels)
+    """
+    with recorded(model, x, False, "cp-lrp", taps={}) as (tape, leaf, logits):
+        for keeper in tape.keepers():
+            keeper.keep, keeper.rule = True, Epsilon()
+        backward(tape, leaf, logits, torch.ones_like(logits), retain=True)
+        nodes = {row.name: node for node, row in reached(tape.rows).items()}
+        outputs = {node: (keeper.z, keeper.axes) for node, keeper in (tape.layers | tape.additions).items()}
+        outputs[tape.nodes[0]] = leaf, (0, 1)
+        columns = []
+        for name, channel in channels:
+            if nodes.get(name) not in outputs:
+                known = [n for n, node in nodes.items() if node in outputs]
+                raise ZsuError(f"no layer is called {name!r}", where="activations", remedy=f"use one of {known}")
+            z, axes = outputs[nodes[name]]
+            channels_of_z = by_sample(at_least_float32(z.detach()), axes, len(x))  # (N, K), summed over positions
+            columns.append(channels_of_z[:, channel] * channels_of_z.numel() / z.numel())
+    return torch.stack(columns, 1)
 
 
 def located(path: Sequence[tuple[str, int]], nodes: dict[str, Node], tape: Tape) -> list[tuple[Node, int]]:

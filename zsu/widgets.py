@@ -3,26 +3,33 @@
 import base64
 import html
 import io
+from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
+from . import plots
 from .errors import ZsuError
+from .graph import PathGraph, build_graph
+from .paths import find_paths
+from .relevance import explain_each
 
 # With the slider the bar of tabs says nothing new. (p- is what ipywidgets 7 calls it, lm- what 8 does.)
 HIDE_TABS = "<style>.zsu-frames > .p-TabBar, .zsu-frames > .lm-TabBar { display: none !important }</style>"
 
 
-def slider(frames: list[tuple[str, Figure | bytes, str]], description: str) -> ipywidgets.VBox:
+def slider(frames: list[tuple[str, Figure | bytes | ipywidgets.Widget, str]], description: str) -> ipywidgets.VBox:
     """Show one of several pictures, picked by a slider.
 
     Parameters
     ----------
     frames : list of (label, picture, alt)
-        `label` is what the slider reads, `picture` a matplotlib figure or the bytes of a PNG file, and
-        `alt` says in words what the picture shows. Figures are closed, so that a notebook does not show
-        them a second time.
+        `label` is what the slider reads, `picture` a matplotlib figure, the bytes of a PNG file or another
+        widget, such as a slider, and `alt` says in words what the picture shows. Figures are closed, so that a
+        notebook does not show them a second time.
     description : str
         The name of the slider.
 
@@ -43,13 +50,61 @@ def slider(frames: list[tuple[str, Figure | bytes, str]], description: str) -> i
             raise ZsuError(f"the frame {label!r} has no alt text", where="slider", remedy="Describe the picture")
     choice = ipywidgets.SelectionSlider(options=[(label, i) for i, (label, _, _) in enumerate(frames)])
     choice.description = description
-    pictures = ipywidgets.Tab([ipywidgets.HTML(image_tag(picture, alt)) for _, picture, alt in frames])
+    pictures = ipywidgets.Tab(
+        [p if isinstance(p, ipywidgets.Widget) else ipywidgets.HTML(image_tag(p, alt)) for _, p, alt in frames]
+    )
     pictures.add_class("zsu-frames")
     for i, (label, _, _) in enumerate(frames):
         pictures.set_title(i, label)
     pictures.selected_index = 0
     ipywidgets.jslink((choice, "index"), (pictures, "selected_index"))
     return ipywidgets.VBox([ipywidgets.HTML(HIDE_TABS), choice, pictures])
+
+
+def path_explorer(
+    model: nn.Module, samples: Mapping[int, Tensor], names: Sequence[str], numbers: Sequence[int] = (30, 1000)
+) -> ipywidgets.VBox:
+    """Walk the paths of each class: one slider for the class, one for how many paths, of all of its flow or of what
+    goes beyond the runner-up's. All pictures are made at once, by the z+ rule from a relevance of 1 at the logits.
+
+    Parameters
+    ----------
+    model : nn.Module
+    samples : mapping of int to Tensor (N, C, H, W)
+        Of each class to show, by its index.
+    names : sequence of str
+        Of all classes.
+    numbers : sequence of int
+        How many paths to show.
+    """
+    classes = []
+    for c, x in samples.items():
+        name, (whole, runner_up) = names[c], flows(model, x, c)
+        frames = []
+        for label, against in (("", None), (", contrast", runner_up)):
+            for k in numbers:
+                found = find_paths(whole, k, against=against)
+                layers = ", ".join(f"{layer} {channel}" for layer, channel in found[0])
+                alt = f"The {len(found):,} most probable paths of {name}{label}: {100 * found.share[-1]:.3g} % of the "
+                alt += f"flow. The first leads from {layers}."
+                figure = plots.paths(found, k)
+                figure.set_size_inches(7, 3.5)
+                figure.set_dpi(72)
+                figure.axes[0].set_title(f"{name}{label}: {len(found):,} paths, {100 * found.share[-1]:.3g} %")
+                frames.append((f"{k:,}{label}", figure, alt))
+        classes.append((name, slider(frames, "paths"), f"paths of {name}"))
+    return slider(classes, "class")
+
+
+def flows(model: nn.Module, x: Tensor, target: int) -> list[PathGraph]:
+    """The graphs of a relevance of 1 at the logit of the class, and at that of each sample's runner-up."""
+    with torch.no_grad():
+        logits = model(x)
+    own = torch.zeros_like(logits)
+    own[:, target] = 1
+    runner_up = logits.masked_fill(own > 0, -torch.inf).argmax(1, keepdim=True)
+    seeds = own, torch.zeros_like(own).scatter(1, runner_up, 1.0)
+    return [build_graph(r) for r in explain_each(model, x, seeds, "z+")]
 
 
 def image_tag(picture: Figure | bytes, alt: str) -> str:

@@ -15,7 +15,7 @@ relevance = zsu.explain(model, x, trouser, rules="gamma")
 
 parts = [
     plots.heatmaps(x[:6], zsu.explain(model, x[:6], trouser, rules="gamma")),
-    plots.paths(zsu.find_paths(relevance, k=30), relevance),
+    plots.paths(zsu.find_paths(relevance, k=30)),
 ]
 figure, axes = plt.subplots(2, 1, figsize=(8, 6.6), height_ratios=[3.3, 4], layout="constrained")
 for axis, part in zip(axes, parts, strict=True):
