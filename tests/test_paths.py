@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import matplotlib.pyplot as plt
 import networkx
 import numpy as np
 import pandas as pd
@@ -12,12 +13,14 @@ import torch
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.collections import LineCollection
 from torch import nn
 
-from zsu import Composite, ZsuError, explain, explain_paths, find_paths
+from zsu import Composite, ZsuError, explain, explain_paths, find_paths, plots
 from zsu.graph import assemble, build_graph
 from zsu.models import SmallCNN
 from zsu.paths import Paths, best_through
+from zsu.relevance import activations
 from zsu.rules import Epsilon
 
 TINY = Epsilon(epsilon=1e-12)
@@ -388,6 +391,42 @@ def test_maps_through_a_vit_and_of_paths_that_are_none():
         with pytest.raises(ZsuError, match=match):
             explain_paths(vit, x, 1, [wrong])
     assert explain_paths(vit, x, 1, []).shape == (0, 2, 3, 16, 16)
+
+
+def test_activations_are_what_the_modules_put_out():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SmallCNN(5, 3).double().eval()
+    x = rand(4, 3, 32, 32)
+    channels = [("head", 2), ("conv2", 3), ("input", 1)]
+    found = activations(model, x, channels)
+    seen = {}
+    for name in ("conv2", "head"):
+        model.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    model(x)
+    expected = [seen["head"][:, 2], seen["conv2"][:, 3].mean((1, 2)), x[:, 1].mean((1, 2))]
+    assert torch.allclose(found, torch.stack(expected, 1))
+    with pytest.raises(ZsuError, match="no layer is called 'conv9'"):
+        activations(model, x, [("conv9", 0)])
+
+
+def test_figures_of_paths_show_the_numbers():
+    result = explained("residual", "epsilon")
+    graph, found = build_graph(result), find_paths(result, 40)
+    figure = plots.paths(found, 40)
+    (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    steps = {e for nodes, _ in numbered(found) for e in zip(nodes, nodes[1:], strict=False)}
+    assert len(lines.get_segments()) == len(steps)
+    assert "40 most probable" in figure.axes[0].get_title()
+    bars = plots.walked(graph).axes[0].containers
+    walked = [bar.get_width() for bar in bars[0]]
+    whole = graph.ledger[["walked", "dead end", "negative", "kept"]].abs().sum(axis=1)
+    assert walked == pytest.approx((100 * graph.ledger["walked"] / whole).tolist())
+    images = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 1, 2, 2) / 5
+    score = torch.tensor([[0.0, 9], [1, 8], [2, 7], [3, 6], [4, 5]])
+    axes = plots.activating(images, score, [("fc", 1), ("a", 2)], 2).axes
+    assert [float(a.images[0].get_array()[0, 0]) for a in axes] == pytest.approx([0.8, 0.6, 0, 0.2])
+    plt.close("all")
 
 
 def test_to_frame_save_and_load(tmp_path):

@@ -6,14 +6,17 @@ from pathlib import Path
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_python_example_runs_and_forgets(capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+def test_the_python_examples_run_and_forget(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL):
+        exec(code, names)
     assert "paths" in capsys.readouterr().out
     before, after = names["model"].state_dict(), names["forgotten"].model.state_dict()
     assert all(before[key].equal(after[key]) for key in before)  # the example ends in revert
     assert names["forgotten"].patch.weights_changed > 0
+    assert (len(names["paths"]), names["maps"].shape) == (100, (1, *names["x"].shape))
+    assert {len(n) for n in names["ranked"].values()} == {5}
 
 
 def test_the_commands_of_the_readme_exist():
