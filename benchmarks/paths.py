@@ -16,9 +16,12 @@ import matplotlib.pyplot as plt
 import networkx
 import numpy as np
 import scipy.sparse
+import torch
+import torchvision
 import typer
 
-from zsu.graph import PathGraph, assemble
+from zsu import explain
+from zsu.graph import PathGraph, assemble, build_graph
 from zsu.paths import find_paths
 
 try:
@@ -148,6 +151,20 @@ def with_edges(rounds: int) -> tuple[list[int], list[float]]:
     return numbers, times
 
 
+def building(rounds: int) -> None:
+    """The graph of an explanation, beside the explanation itself: batch 8 of 64 x 64."""
+    print()
+    for name in ("resnet50", "vgg16"):
+        model = torchvision.models.get_model(name, weights=None, num_classes=10).eval()
+        x, seed = torch.rand(8, 3, 64, 64), torch.ones(8, 10)
+        relevance = explain(model, x, seed)
+        explaining, _ = timed(lambda model=model, x=x, seed=seed: explain(model, x, seed), rounds)
+        graphs, graph = timed(lambda relevance=relevance: build_graph(relevance), rounds)
+        line(f"explain {name}, with edges", explaining)
+        ratio = statistics.median(graphs) / statistics.median(explaining)
+        line(f"its graph, {len(graph.weight):,} edges", graphs, f"{ratio:.2f} x explain")
+
+
 def first_call() -> None:
     """In a fresh process, with numba's cache filled by what ran before."""
     code = "import time; t = time.perf_counter(); import sys; sys.path.insert(0, sys.argv[1]); import paths as p; "
@@ -177,6 +194,7 @@ def main(
 ):
     against_peers(rounds)
     by_k, by_edges = in_passes(rounds), with_edges(rounds)
+    building(rounds)
     first_call()
     out.parent.mkdir(exist_ok=True)
     draw(by_k, by_edges, out)

@@ -633,6 +633,22 @@ def test_explanation_without_edges_is_refused():
         find_paths(explain(model, torch.ones(1, 3), 0, edges=False), 5)
 
 
+def test_cycles_and_disconnected_graphs_are_refused():
+    layers, first, values, blocks, kept = wide([2, 3, 2], 0)
+    upwards = [*blocks[:1], (*blocks[1][:3], blocks[1][3] + 3), *blocks[2:]]  # layer 2 reads itself
+    with pytest.raises(ZsuError, match="a layer has a source that is not below it. take out the cycle"):
+        assemble(layers, first, values.copy(), upwards, kept)
+    values[6:12] = 0  # between the layers 1 and 2
+    with pytest.raises(ZsuError, match="no positive relevance leads from the logit to the input"):
+        assemble(layers, first, values.copy(), blocks, kept)
+    values[0] = np.nan
+    with pytest.raises(ZsuError, match="not finite"):
+        assemble(layers, first, values.copy(), blocks, kept)
+    small, large = (assemble(*wide([2, width], 0)) for width in (3, 4))
+    with pytest.raises(ZsuError, match="different models"):
+        find_paths(small, 3, against=large)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_edges_that_are_not_finite_are_refused(value):
     result = explained("sequential")

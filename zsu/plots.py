@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -38,11 +39,13 @@ def heatmaps(x: Tensor, relevance: Relevance | Tensor, titles: list[str] | None 
     if len(x) != len(maps):
         raise ZsuError(f"{len(x)} images, relevance of {len(maps)}", where="heatmaps", remedy="pass the same")
     figure, axes = plt.subplots(2, len(x), figsize=(1.5 * len(x), 3.3), squeeze=False, layout="constrained")
-    for i, (image, heat) in enumerate(zip(x.cpu(), maps.sum(1).cpu(), strict=True)):  # (H, W) each
+    for i, (image, heat) in enumerate(zip(x.cpu(), maps.sum(1).detach().cpu(), strict=True)):  # (H, W) each
         top, bottom = axes[:, i]
-        top.imshow(image.permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)  # (C, H, W) -> (H, W[, C])
+        top.imshow(
+            image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1
+        )  # (C, H, W) -> (H, W[, C])
         limit = float(heat.abs().max()) or 1.0
-        bottom.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)
+        bottom.imshow(heat.numpy(), cmap=HEAT, vmin=-limit, vmax=limit)
         if titles:
             top.set_title(titles[i], fontsize="medium")
     axes[0, 0].set_ylabel("image")
@@ -63,10 +66,10 @@ def comparison(x: Tensor, maps: dict[str, Tensor]) -> Figure:
         From `zsu.compare`.
     """
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.1 * (1 + len(maps)), 2.5), layout="constrained")
-    axes[0].imshow(x[0].cpu().permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)  # (C, H, W) -> (H, W[, C])
+    draw_image(axes[0], x[0])
     axes[0].set_title("image", fontsize="medium")
     for axis, (name, heat) in zip(axes[1:], maps.items(), strict=True):
-        heat = heat[0].sum(0).cpu()  # (C, H, W) -> (H, W)
+        heat = heat[0].sum(0).cpu().numpy()  # (C, H, W) -> (H, W)
         limit = float(heat.abs().max()) or 1.0
         axis.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)
         axis.set_title(name, fontsize="medium")
@@ -174,7 +177,7 @@ def activating(x: Tensor, activation: Tensor, path: list[tuple[str, int]], top: 
     )
     for row, (layer, channel) in enumerate(path):
         for axis, n in zip(axes[row], activation[:, row].argsort(descending=True).tolist(), strict=False):
-            axis.imshow(x[n].cpu().permute(1, 2, 0).squeeze(-1), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])
+            draw_image(axis, x[n])
         axes[row, 0].set_ylabel(f"{layer}\n{channel}", rotation=0, ha="right", va="center")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -215,3 +218,8 @@ def audit(frame: pd.DataFrame) -> Figure:
         axes[2].axvline(retrain, color=ORANGE, linestyle="--", linewidth=1.5)
     axes[0].invert_yaxis()
     return figure
+
+
+def draw_image(axis: Axes, image: Tensor) -> None:
+    """An image (C, H, W) in [0, 1], C 1 or 3."""
+    axis.imshow(image.cpu().permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])
