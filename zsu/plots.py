@@ -41,9 +41,7 @@ def heatmaps(x: Tensor, relevance: Relevance | Tensor, titles: list[str] | None 
     figure, axes = plt.subplots(2, len(x), figsize=(1.5 * len(x), 3.3), squeeze=False, layout="constrained")
     for i, (image, heat) in enumerate(zip(x.cpu(), maps.sum(1).detach().cpu(), strict=True)):  # (H, W) each
         top, bottom = axes[:, i]
-        top.imshow(
-            image.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1
-        )  # (C, H, W) -> (H, W[, C])
+        draw_image(top, image)
         limit = float(heat.abs().max()) or 1.0
         bottom.imshow(heat.numpy(), cmap=HEAT, vmin=-limit, vmax=limit)
         if titles:
