@@ -299,6 +299,7 @@ def slug(name: str) -> str:
 
 def main() -> None:
     """Entry point of the command."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: waiting threads do not spin
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except KeyboardInterrupt:
