@@ -10,6 +10,7 @@ import math
 import warnings
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import torchvision
@@ -17,7 +18,7 @@ import zennit.composites
 from torch import nn
 from torch.nn import functional as F
 
-from zsu import Composite, ZsuError, compare, data, explain, explain_each
+from zsu import Composite, ZsuError, compare, data, explain, explain_each, plots
 from zsu.models import SmallCNN, bundled
 from zsu.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Rule, WSquare, same
 from zsu.tape import Tape
@@ -636,6 +637,35 @@ def test_exploding_relevance_is_said():
         explain(small(), rand(2, 1, 28, 28), 1, "gamma")
 
 
+def test_a_stabiliser_that_keeps_the_relevance_is_said():
+    with pytest.warns(UserWarning, match="the stabilisers keep 50 % of the relevance; use a smaller epsilon"):
+        explain(linear([[1.0]]).double().eval(), torch.tensor([[1e-6]]).double(), 0)
+
+
+@pytest.mark.parametrize(
+    ("bases", "coefficients", "match"),
+    [
+        ([("abs", torch.abs)], [1.0], "0: the rule has a part 'abs'. use the parts x,"),
+        ([("x", torch.abs)], [1.0, 2.0], "0: a portion of the rule has not one coefficient a base"),
+    ],
+)
+def test_rules_of_ones_own_that_are_refused(bases, coefficients, match):
+    class Own(Rule):
+        def __call__(self, R, z, b, nonnegative):
+            return bases, [(R, coefficients, None)]
+
+    with pytest.raises(ZsuError, match=match):
+        explain(nn.Sequential(nn.Linear(2, 3)).double().eval(), rand(2, 2), 1, Own())
+
+
+def test_a_rule_of_negative_inputs_alone_where_there_are_none():
+    class Own(Rule):
+        def __call__(self, R, z, b, nonnegative):
+            return [("-", torch.abs)], [(R, [1.0], None)]
+
+    assert explain(nn.Sequential(nn.Linear(2, 3)).double().eval(), rand(2, 2).abs(), 1, Own()).input.abs().max() == 0
+
+
 def test_amplification_by_hand():
     """(3, 0) + (0, -1) summed to the logit 2: |3| + |-1| is twice that, at the addition and wherever else."""
     model = net(lambda m, x: m.top(m.a(x) + m.b(x)), a=linear([[3.0], [0.0]]), b=linear([[0.0], [-1.0]]),
@@ -647,6 +677,7 @@ def test_amplification_by_hand():
 def test_compare_agrees_with_captum_where_both_compute_the_same_and_says_what_captum_cannot():
     model, x = small(), rand(2, 1, 28, 28).abs()
     maps = compare(model, x, 1, Epsilon(1e-9))
+    plt.close(plots.comparison(x[:1], maps))
     assert list(maps) == ["LRP", "Integrated Gradients", "DeepLIFT", "LRP (captum)"]
     assert (maps["LRP"] - maps["LRP (captum)"]).abs().max() <= 1e-4 * maps["LRP"].abs().max()
     relu = nn.ReLU()

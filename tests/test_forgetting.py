@@ -433,9 +433,14 @@ def test_selections_that_are_refused():
         ({"by": "path", "against": result}, "by 'path' takes no reference"),
         ({"k": 6}, "0: k is 6, the layer has 5 neurons"),
         ({"k": 6, "by": "path"}, "0: k is 6, the layer has 5 neurons"),
+        ({"k": 0}, "k is 0. use an integer of at least 1"),
+        ({"k": 1.5, "by": "marginal"}, "k is 1.5. use an integer"),
     ):
         with pytest.raises(ZsuError, match=match):
             select_neurons(result, **options)
+    for neurons, match in (({"2": [0]}, "no layer with weights is called '2'"), ({"0": [9]}, "0: channel 9 of 5")):
+        with pytest.raises(ZsuError, match=match):
+            incoming_weights(model, result, neurons)
 
 
 class Mixed(nn.Module):

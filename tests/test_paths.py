@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.collections import LineCollection
 from torch import nn
+from torch.nn import functional as F
 
 from zsu import Composite, ZsuError, explain, explain_paths, find_paths, plots
 from zsu.graph import assemble, build_graph
+from zsu.layers import Source
 from zsu.models import SmallCNN
 from zsu.paths import Paths, best_through
 from zsu.relevance import activations
@@ -276,6 +278,95 @@ def test_visits_are_the_relevance_of_channels_where_all_of_it_is_positive(name):
     assert np.allclose(graph.ledger["kept"] / whole, 0, atol=1e-5)
 
 
+MOVED = {
+    "padded channels": (lambda m, x: m.four(F.pad(m.a(x), (0, 0, 0, 0, 1, 0))).mean((2, 3)), "four"),
+    "rolled": (lambda m, x: m.b(torch.roll(m.a(x), 1, 1)).mean((2, 3)), "b"),
+    "flipped": (lambda m, x: m.b(m.a(x).flip(1)).mean((2, 3)), "b"),
+    "pooled channels": (lambda m, x: m.one(F.max_pool3d(m.a(x)[:, None], (3, 1, 1))[:, 0]).mean((2, 3)), "one"),
+    "mixed by a matrix": (lambda m, x: m.c(torch.matmul(m.mixing, m.a(x).flatten(2))).mean(2), "c"),
+    "two heads": (lambda m, x: two_heads(m.b(m.a(x)), m.b(x[:, :1].expand(-1, 3, -1, -1))), "b"),
+}
+KEPT = {
+    "padded positions": lambda m, x: m.b(F.pad(m.a(x), (1, 0, 0, 2))).mean((2, 3)),
+    "rolled positions": lambda m, x: m.b(torch.roll(m.a(x), 1, 2)).mean((2, 3)),
+    "expanded": lambda m, x: m.five(torch.cat([m.one_out(x).expand(-1, 2, -1, -1), m.a(x)], 1)).mean((2, 3)),
+    "broadcast": lambda m, x: m.b(m.bn(m.one_out(x) * m.scale)).mean((2, 3)),
+    "one position": lambda m, x: m.b(m.a(x).mean((2, 3), keepdim=True)).flatten(1),
+}
+
+
+def two_heads(a, b):
+    return torch.cat([a.mean((2, 3)).unsqueeze(2), b.mean((2, 3)).unsqueeze(2)], 2).mean(2)
+
+
+class Moves(nn.Module):
+    def __init__(self, run):
+        super().__init__()
+        self.run, self.mixing, self.scale = run, torch.rand(3, 3).double(), torch.rand(3, 1, 1).double()
+        self.a, self.one_out, self.bn = nn.Conv2d(2, 3, 1), nn.Conv2d(2, 1, 1), nn.BatchNorm2d(3)
+        self.five = nn.Conv2d(5, 2, 1)
+        self.b, self.four, self.one, self.c = (
+            nn.Conv2d(3, 2, 1), nn.Conv2d(4, 2, 1), nn.Conv2d(1, 2, 1), nn.Conv1d(3, 2, 1)
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
+def positive(run):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = Moves(run).double().eval()
+    for key, p in model.named_parameters():
+        p.data = p.data.abs()
+        if key.endswith("bias"):
+            p.data.zero_()
+    return model
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_moves_channels_about_is_explained_but_has_no_paths(name):
+    run, layer = MOVED[name]
+    result = explain(positive(run), rand(2, 2, 4, 4).abs(), 1)
+    assert float(result.input.sum()) == pytest.approx(float(result.seed.sum()), rel=1e-4)
+    with pytest.raises(ZsuError, match=f"^{layer}.*: (an operation before|the last layer does not)"):
+        build_graph(result)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_leaves_channels_in_place_or_repeats_one_has_the_right_visits(name):
+    result = explain(positive(KEPT[name]), rand(2, 2, 4, 4).abs(), 1, "z+")
+    for layer, visits in build_graph(result).visits_by_layer().items():
+        assert np.allclose(visits, result.nodes[layer].sum(0) / result.seed.sum(), atol=1e-4)
+
+
+def test_one_sample_and_one_channel_are_told_apart():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double().eval()
+    assert explain(model, rand(1, 1, 4, 4), 1).layers[1].sources == [(Source(0, 1, 16),)]
+
+
+def test_an_auxiliary_head_after_the_logits_is_no_layer():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.fc, self.aux = nn.Linear(4, 3), nn.Linear(3, 2), nn.Linear(3, 2)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            logits = self.fc(x)
+            self.aux(x)
+            return logits
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Auxiliary().double().eval()
+    x = rand(3, 4)
+    result = explain(model, x, torch.ones(3, 2).double())
+    paths = find_paths(result, min_probability=1e-300)
+    assert paths[0][0][0] == "fc"
+    assert explain_paths(model, x, 1, [paths[0]]).shape == (1, 3, 4)
+
+
 def test_ledger_of_the_graph_says_what_is_not_walked():
     result = explained("sequential", "epsilon")
     graph = build_graph(result)
@@ -387,6 +478,7 @@ def test_maps_through_a_vit_and_of_paths_that_are_none():
         ([path[0], ("nowhere", 1), path[-1]], "no layer is called 'nowhere'"),
         ([path[0], (path[1][0], 9), *path[2:]], "channel 9 of 4"),
         ([path[0], path[-1]], "nothing leads to input"),
+        (("heads.head", 1), "is no path. pass a list of paths"),
     ):
         with pytest.raises(ZsuError, match=match):
             explain_paths(vit, x, 1, [wrong])
@@ -406,8 +498,14 @@ def test_activations_are_what_the_modules_put_out():
     model(x)
     expected = [seen["head"][:, 2], seen["conv2"][:, 3].mean((1, 2)), x[:, 1].mean((1, 2))]
     assert torch.allclose(found, torch.stack(expected, 1))
-    with pytest.raises(ZsuError, match="no layer is called 'conv9'"):
-        activations(model, x, [("conv9", 0)])
+    for channel, match in ((("conv9", 0), "no layer is called 'conv9'"), (("conv2", 99), "conv2: channel 99 of")):
+        with pytest.raises(ZsuError, match=match):
+            activations(model, x, [channel])
+    norm = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1), nn.Flatten()
+    )
+    norm, expected = norm.double().eval(), norm[:2].double()(x).mean((2, 3))
+    assert torch.allclose(activations(norm, x, [("1", c) for c in range(4)]), expected)
 
 
 def test_figures_of_paths_show_the_numbers():
@@ -439,8 +537,11 @@ def test_to_frame_save_and_load(tmp_path):
     loaded = Paths.load(tmp_path / "paths.npz")
     assert list(loaded) == list(paths)
     assert np.array_equal(loaded.probability, paths.probability)
+    assert list(paths[3:5]) == [paths[3], paths[4]]
     (tmp_path / "other.npz").write_bytes(b"no paths")
-    for name in ("other.npz", "missing.npz"):
+    np.save(tmp_path / "array.npz.npy", np.zeros(3))
+    (tmp_path / "array.npz.npy").rename(tmp_path / "array.npz")
+    for name in ("other.npz", "missing.npz", "array.npz"):
         with pytest.raises(ZsuError, match=f"{name}: no file of paths"):
             Paths.load(tmp_path / name)
 
@@ -621,6 +722,28 @@ def test_layers_and_channels_have_numbers():
 # --- bad input ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"k": 3, "through": ("fc",)}, "is no channel. pass"),
+        ({"k": 3, "through": "fc"}, "is no channel. pass"),
+        ({"k": 3, "through": ("fc", "0")}, "fc: channel '0' of 3"),
+        ({"k": 3, "through": ("fc", 1.5)}, "fc: channel 1.5 of 3"),
+        ({"k": 3, "avoid": ("fc", 0)}, "'fc' is no channel"),
+        ({"k": 3, "avoid": [("fc", -1)]}, "fc: channel -1 of 3"),
+        ({"min_probability": None}, "min_probability is None"),
+        ({"coverage": "half"}, "coverage is 'half'"),
+        ({"coverage": 0.0}, "coverage is 0.0"),
+        ({"min_probability": 2}, "min_probability is 2"),
+        ({"k": 3, "against": explained("residual")}, "with this reference: no positive relevance"),
+        ({"k": 3, "against": "runner-up"}, "with this reference: a str. explain the same model"),
+    ],
+)
+def test_options_that_are_refused(options, match):
+    with pytest.raises(ZsuError, match=match):
+        find_paths(explained("residual"), **options)
+
+
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, None, "3"])
 def test_k_that_is_no_number_of_paths_is_refused(k):
     with pytest.raises(ZsuError, match="no limit. give k" if k is None else f"k is {k!r}. ask for at least one path"):
@@ -645,7 +768,7 @@ def test_cycles_and_disconnected_graphs_are_refused():
     with pytest.raises(ZsuError, match="not finite"):
         assemble(layers, first, values.copy(), blocks, kept)
     small, large = (assemble(*wide([2, width], 0)) for width in (3, 4))
-    with pytest.raises(ZsuError, match="different models"):
+    with pytest.raises(ZsuError, match="with this reference: the graphs are of different models"):
         find_paths(small, 3, against=large)
 
 

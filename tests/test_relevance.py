@@ -380,6 +380,20 @@ def test_in_place_equals_out_of_place(name, rule):
     )
 
 
+def test_relu_in_place_after_another_read():
+    """h * 1 has read the negative value before it becomes 0."""
+    a, fc = neuron((-1.0,)), neuron((-1.0, 1.0))
+
+    def run(m, x):
+        h = m.a(x)
+        y = h * 1
+        return m.fc(torch.cat([y, F.relu(h, inplace=True)], 1))
+
+    result = explain(Net(run, a=a, fc=fc).eval(), torch.tensor([[2.0]]).double(), 0)
+    torch.testing.assert_close(result.input, torch.tensor([[2.0]]).double(), atol=1e-5, rtol=0)
+    assert float(result.nodes["a"].sum()) == pytest.approx(2, abs=1e-5)
+
+
 def test_relu_in_place_on_the_input_and_on_the_logits():
     conv, x = seeded(lambda: nn.Conv2d(2, 2, 3)), rand(2, 2, 5, 5)
     kept = x.clone()

@@ -140,7 +140,7 @@ def paths(
     root: Root = "data",
     size: Size = None,
     trusted: Trusted = False,
-    show: Annotated[int, typer.Option(help="Print so many.")] = 10,
+    show: Annotated[int, typer.Option(min=0, help="Print so many.")] = 10,
     out: Annotated[Path | None, typer.Option(help="Also write them all: .csv, or .npz for zsu.Paths.load.")] = None,
 ):
     """Find the most probable neuronal paths of a class."""

@@ -52,7 +52,8 @@ class Composite:
                     rule = self.names[pattern]
                     unused.pop(pattern, None)
             layer.rule = as_rule(rule)
-            layer.rule.check(layer.x)
+            if layer.reads_input:
+                layer.rule.check(layer.x.detach())
         if unused:
             known = ", ".join(layer.node.name for layer in layers)
             raise ZsuError(f"no layer is called {', '.join(unused)}", where="Composite", remedy=f"use one of {known}")
@@ -76,7 +77,7 @@ def as_composite(rules: Rules) -> Composite:
         return Composite(names=rules)
     if isinstance(rules, str) and rules in COMPOSITES:
         return COMPOSITES[rules]
-    if isinstance(rules, str) and rules not in RULES:
+    if not isinstance(rules, Rule) and rules not in RULES:
         known = ", ".join([*RULES, *COMPOSITES])
         raise ZsuError(f"unknown rule {rules!r}", where="rules", remedy=f"use one of {known}, a Rule or a Composite")
     rule = as_rule(rules)

@@ -26,7 +26,7 @@ import pandas as pd
 from numba import njit
 
 from .errors import ZsuError
-from .relevance import SHARES, Relevance
+from .relevance import SHARES, Relevance, check_channel
 from .tape import Node
 
 # Sums in any order, so that they use vector instructions; NaN as ever.
@@ -81,9 +81,7 @@ class PathGraph:
         if layer not in self.layers:
             raise ZsuError(f"no layer is called {layer!r}", where="PathGraph", remedy=f"use one of {self.layers}")
         n = self.layers.index(layer)
-        size = int(self.first[n + 1] - self.first[n])
-        if not 0 <= channel < size:
-            raise ZsuError(f"channel {channel} of {size}", where=layer, remedy=f"use 0 to {size - 1}")
+        check_channel(layer, channel, int(self.first[n + 1] - self.first[n]))
         return int(self.first[n]) + int(channel)
 
     def visits(self) -> np.ndarray:
@@ -188,7 +186,7 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
 def logits_layer(relevance: Relevance) -> Node:
     """The layer whose nodes are the logits: the last one."""
     top = relevance.layers[-1]
-    if top.relevance.shape[1] != relevance.logits.shape[1]:
+    if top is not relevance.head:
         raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
     return top
 
@@ -202,7 +200,7 @@ def runs_of(node: Node) -> list[tuple]:
     if not node.edges:
         where_from(node, node.sources[0])
         raise ZsuError("edges were not computed", where=node.name, remedy="call explain(..., edges=True)")
-    found: dict[tuple[int, int], tuple] = {}
+    found: dict[tuple[int, ...], tuple] = {}
     for edges, sources in zip(node.edges, node.sources, strict=True):
         where_from(node, sources)
         if node.groups > 1 and len(sources) > 1:
@@ -224,7 +222,7 @@ def runs_of(node: Node) -> list[tuple]:
                     raise ZsuError("groups over flattened channels", where=node.name, remedy="not supported yet")
                 per_group = len(edges) // node.groups
                 run = edges, targets, source.node, targets // per_group * edges.shape[1]
-            key = source.node, offset if one_to_one else 0
+            key = (source.node, offset, width, source.group) if one_to_one else (source.node,)
             found[key] = run if key not in found else (found[key][0] + run[0], *run[1:])
             offset += width
     return list(found.values())

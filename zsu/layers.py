@@ -22,6 +22,7 @@ from .errors import ZsuError
 from .rules import Base, Epsilon, Part, Rule, same
 
 BLOCK = 2**18  # values
+PARTS = ("x", "|x|", "+", "-")
 Number = float | Tensor  # sums stay on the device as 0-dimensional tensors until somebody looks
 Axes = tuple[int | None, int | None]  # of samples and of channels; None where they are not known
 
@@ -236,6 +237,7 @@ def quotients(layer: Layer, z: Tensor, g: Tensor) -> tuple[list[Copy], list[Tens
     node = layer.node
     R = node.arrived(z, g, layer.axes, layer.samples)
     bases, portions = layer.rule(R, z, layer.b, layer.nonnegative)
+    check_split(layer, bases, portions)
     bases, portions = without_negative(bases, portions) if layer.nonnegative else (bases, portions)
     if not layer.reads_input and not all(isinstance(part, str) for part, _ in bases):
         raise ZsuError(
@@ -256,6 +258,14 @@ def quotients(layer: Layer, z: Tensor, g: Tensor) -> tuple[list[Copy], list[Tens
     for copy in copies:
         vars(copy).pop("product", None)  # large, and not needed any more
     return copies, shares
+
+
+def check_split(layer: Layer, bases: list[Base], portions: list) -> None:
+    """Refuse what a rule of one's own may not return."""
+    parts = [part for part, _ in bases if isinstance(part, str) and part not in PARTS]
+    if parts or any(len(coefficients) != len(bases) for _, coefficients, _ in portions):
+        what = f"the rule has a part {parts[0]!r}" if parts else "a portion of the rule has not one coefficient a base"
+        raise ZsuError(what, where=layer.node.name, remedy=f"use the parts {', '.join(PARTS)}, and see zsu.rules")
 
 
 def propagate_epsilon(layer: Layer, z: Tensor, g: Tensor) -> Tensor:
@@ -321,7 +331,7 @@ def pre_activation(layer: Layer, z: Tensor, copies: list[Copy], coefficients: li
     zr = None if b is None else along_channels(b, z, layer.axes)
     for copy, coefficient in used:
         zr = added(zr, copy.product, coefficient)
-    return zr
+    return torch.zeros_like(z) if zr is None else zr
 
 
 def over_stabilised(portion: Tensor, zr: Tensor, layer: Layer) -> tuple[Tensor, Tensor]:
@@ -427,22 +437,27 @@ class Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, node: Node, axes: Axes, samples: int, grouped: list[int], last: int, w, b, eps, edges):
-        y, _, s = torch.native_layer_norm(x.reshape(grouped), grouped[-last:], None, None, eps)
-        y = y.view(x.shape)
-        y = y if w is None else y * w
-        y = y if b is None else y + b
         ctx.node, ctx.axes, ctx.samples, ctx.grouped, ctx.last = node, axes, samples, grouped, last
-        ctx.w, ctx.b, ctx.edges = w, b, edges
-        ctx.save_for_backward(x, y, s)
-        return y
+        ctx.w, ctx.b, ctx.eps, ctx.edges = w, b, eps, edges
+        ctx.save_for_backward(x)
+        return Norm.output(ctx, x)[0]
+
+    @staticmethod
+    def output(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y and 1 / deviation."""
+        y, _, s = torch.native_layer_norm(x.reshape(ctx.grouped), ctx.grouped[-ctx.last :], None, None, ctx.eps)
+        y = y.view(x.shape)
+        y = y if ctx.w is None else y * ctx.w
+        return y if ctx.b is None else y + ctx.b, s
 
     @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.node.closed:
             return (None,) * 10
-        x, y, s = (at_least_float32(t) for t in ctx.saved_tensors)
-        g, node = at_least_float32(g), ctx.node
+        (saved,) = ctx.saved_tensors
+        x, g, node = at_least_float32(saved), at_least_float32(g), ctx.node
+        y, s = Norm.output(ctx, x)  # again: the model may have changed what came out in place
         node.arrived(y, g, ctx.axes, ctx.samples)
         if ctx.b is not None:
             node.bias = (g * ctx.b).sum()
@@ -452,7 +467,7 @@ class Norm(torch.autograd.Function):
         if ctx.edges:
             sets = group_sets if node.kind == "group_norm" else layer_sets
             node.edges = [centring_edges(*(sets(t.reshape(ctx.grouped), ctx.axes[1], ctx.last) for t in (u, x)))]
-        return gx.to(ctx.saved_tensors[0].dtype), *[None] * 9
+        return gx.to(saved.dtype), *[None] * 9
 
 
 def group_sets(t: Tensor, channel: int, last: int) -> Tensor:

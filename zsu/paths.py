@@ -58,8 +58,10 @@ class Paths:
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def __getitem__(self, i: int) -> list[Channel]:
-        """Path i as [(layer, channel), ...] from the logit to the input."""
+    def __getitem__(self, i: int | slice) -> list[Channel] | Paths:
+        """Path i as [(layer, channel), ...] from the logit to the input; of a slice the `Paths`."""
+        if isinstance(i, slice):
+            return Paths(self.nodes[i], self.probability[i], self.layers, self.first)
         nodes = self.nodes[i][self.nodes[i] >= 0].astype(np.int64)
         layer = np.searchsorted(self.first, nodes, side="right") - 1
         return [(self.layers[n], int(c)) for n, c in zip(layer, nodes - self.first[layer], strict=True)]
@@ -97,7 +99,7 @@ class Paths:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return Paths(file["nodes"], file["probability"], file["layers"].tolist(), file["first"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
             raise ZsuError("no file of paths", where=str(path), remedy="pass what Paths.save wrote") from error
 
 
@@ -121,8 +123,8 @@ def find_paths(
     relevance : Relevance or PathGraph
         From `zsu.explain` with edges, or `zsu.graph.build_graph` of it, which saves time when asked more than once.
     k : int, optional
-        At most that many, at least 1. Memory grows with k times the depth of the model (12 bytes each). All there are,
-        with a warning, where the graph has fewer.
+        At most that many, at least 1. Memory grows with k times the depth of the model (some 25 bytes each). All there
+        are, with a warning, where the graph has fewer.
     min_probability : float
         Only paths with at least this probability.
     coverage : float
@@ -147,18 +149,22 @@ def find_paths(
         `zsu.graph.build_graph` refuses.
     """
     check_limits(k, min_probability, coverage)
-    graph = relevance if isinstance(relevance, PathGraph) else build_graph(relevance)
+    graph = as_graph(relevance)
     if against is not None:
-        graph = contrast(graph, against if isinstance(against, PathGraph) else build_graph(against))
+        try:
+            graph = contrast(graph, as_graph(against))
+        except ZsuError as error:
+            remedy = "explain the same model; for logits of either sign with seeds of 1 and the rule 'z+'"
+            raise ZsuError(f"with this reference: {error.what}", where="find_paths", remedy=remedy) from error
     closed = np.zeros(graph.start + 1, np.bool_)
-    for layer, channel in avoid:
-        closed[graph.number(layer, channel)] = True
-    via = -1 if through is None else graph.number(*through)
+    for channel in avoid:
+        closed[graph.number(*as_channel(channel))] = True
+    via = -1 if through is None else graph.number(*as_channel(through))
     best, scaled, scale = completions(*graph.arrays, graph.first, closed, via)
     if best[-1] == -np.inf:
         raise ZsuError("no path is left", where="find_paths", remedy="avoid fewer channels, or go through another one")
     least = math.log(min_probability) if min_probability else -np.inf
-    limit = np.iinfo(np.int64).max if k is None else int(k)
+    limit = 2**62 if k is None else min(int(k), 2**62)
     depth = len(graph.layers) + 1
     enough = float(coverage) if coverage < 1 else np.inf
     nodes, score = search(*graph.arrays, best, scaled, scale, via, limit, depth, least, enough)
@@ -167,10 +173,29 @@ def find_paths(
     return Paths(nodes[:, 1:], np.exp(score), graph.layers, graph.first)  # without the node above the logits
 
 
+def as_graph(relevance: Relevance | PathGraph) -> PathGraph:
+    """The graph of an explanation, or the graph itself."""
+    if isinstance(relevance, PathGraph):
+        return relevance
+    if isinstance(relevance, Relevance):
+        return build_graph(relevance)
+    raise ZsuError(f"a {type(relevance).__name__}", where="find_paths", remedy="pass what zsu.explain returns")
+
+
+def as_channel(channel: Channel) -> Channel:
+    """(layer, channel), after a check."""
+    if not isinstance(channel, (tuple, list)) or len(channel) != 2:
+        raise ZsuError(f"{channel!r} is no channel", where="find_paths", remedy="pass (name of the layer, number)")
+    return tuple(channel)
+
+
 def check_limits(k: int | None, min_probability: float, coverage: float) -> None:
     """Refuse limits that are none."""
     if k is not None and (not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1):
         raise ZsuError(f"k is {k!r}", where="find_paths", remedy="ask for at least one path, an integer")
+    for name, value in (("min_probability", min_probability), ("coverage", coverage)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+            raise ZsuError(f"{name} is {value!r}", where="find_paths", remedy="use a number from 0 to 1")
     if not 0 <= min_probability <= 1:
         raise ZsuError(f"min_probability is {min_probability}", where="find_paths", remedy="use a number from 0 to 1")
     if not 0 < coverage <= 1:

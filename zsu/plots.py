@@ -67,9 +67,9 @@ def comparison(x: Tensor, maps: dict[str, Tensor]) -> Figure:
     draw_image(axes[0], x[0])
     axes[0].set_title("image", fontsize="medium")
     for axis, (name, heat) in zip(axes[1:], maps.items(), strict=True):
-        heat = heat[0].sum(0).cpu().numpy()  # (C, H, W) -> (H, W)
+        heat = heat[0].sum(0).detach().cpu()  # (C, H, W) -> (H, W)
         limit = float(heat.abs().max()) or 1.0
-        axis.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)
+        axis.imshow(heat.numpy(), cmap=HEAT, vmin=-limit, vmax=limit)
         axis.set_title(name, fontsize="medium")
     for axis in axes:
         axis.set(xticks=[], yticks=[])
@@ -110,7 +110,9 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     """
     count = min(show, len(found))
     sizes = np.diff(found.first)
-    figure, axis = plt.subplots(figsize=(max(8, 0.22 * len(sizes)), 4), layout="constrained")
+    figure, axis = plt.subplots(
+        figsize=(min(max(8, 0.22 * len(sizes)), 14), 4 if len(sizes) <= 12 else 6), layout="constrained"
+    )
     walks = found.nodes[:count].astype(np.int64)
     ends = np.stack([walks[:, :-1], walks[:, 1:]], 2)  # (paths, steps, 2)
     along = np.broadcast_to(found.probability[:count, None], ends.shape[:2])[ends[:, :, 1] >= 0]
@@ -128,7 +130,9 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     axis.scatter(number, height, s=6, color=ORANGE, zorder=3)
     deep = len(sizes) > 12
     labels = [f"{name} ({n})" if deep else f"{name}\n{n}" for name, n in zip(found.layers, sizes, strict=True)]
-    axis.set_xticks(range(len(sizes)), labels, rotation=90 if deep else 0, fontsize="x-small" if deep else None)
+    every = -(-len(sizes) // 60)  # of very deep models not all labels
+    style = {"rotation": 90, "fontsize": "x-small"} if deep else {}
+    axis.set_xticks(range(0, len(sizes), every), labels[::every], **style)
     axis.set(xlabel="layer, and its number of channels", ylabel="channel", yticks=[], ylim=(0, 1))
     axis.set_title(
         f"The {count:,} most probable paths carry {100 * found.share[count - 1]:.3g} % of the positive relevance"

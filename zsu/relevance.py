@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from .rules import Epsilon
 from .tape import Tape
 
 EXPLODES = 1e4  # times the relevance handed to the outputs
+STAYS = 0.1  # of it
 SHARES = ("into", "bias", "stabiliser", "constant")
 
 
@@ -40,6 +42,8 @@ class Relevance:
         The relevance that was handed to the outputs: the logit of the target class, or the seed given.
     layers : list of Node
         What paths lead through, in the order of the forward pass: the input, weighted layers, norms and additions.
+    head : Node or None
+        The one of them whose outputs are the logits, if there is one.
     rows : list of Node
         The same, and besides them softmax and constants: everything that keeps a share of the relevance.
     """
@@ -48,6 +52,7 @@ class Relevance:
     logits: Tensor
     seed: Tensor
     layers: list[Node]
+    head: Node | None
     rows: list[Node]
 
     def __repr__(self) -> str:
@@ -103,8 +108,14 @@ class Relevance:
         """Sum |R| over the outputs of a node, relative to the relevance handed to the model's outputs."""
         return float(node.magnitude / self.seed.abs().sum())
 
-    def warn_if_exploding(self) -> None:
-        """Relevance of both signs that cancels to the right sum says little about any single input."""
+    def warn_if_unsound(self) -> None:
+        """Relevance of both signs that cancels to the right sum, or stays with the stabiliser, says little."""
+        kept = sum(abs(float(n.stabiliser)) for n in self.rows) / float(self.seed.abs().sum() + 1e-300)
+        if kept > STAYS:
+            warnings.warn(
+                f"the stabilisers keep {100 * kept:.0f} % of the relevance; use a smaller epsilon, as in Epsilon(1e-9)",
+                stacklevel=4,
+            )
         if len(self.rows) == 1:  # the input alone
             return
         worst = max(self.rows[1:], key=lambda n: float(n.magnitude))
@@ -163,7 +174,8 @@ def explain(
     Warns
     -----
     UserWarning
-        Somewhere sum |R| is more than `EXPLODES` times that of the outputs: the rule does not suit the model.
+        Somewhere sum |R| is more than `EXPLODES` times that of the outputs: the rule does not suit the model. Or the
+        stabilisers keep more than a tenth of the relevance: epsilon does not suit the size of the model's activations.
     """
     return explain_each(model, x, [target], rules, edges=edges, attention=attention)[0]
 
@@ -195,7 +207,7 @@ def explain_each(
                 keeper.keep = i + 1 < len(weights)
             results.append(backward(tape, leaf, logits, weight, retain=i + 1 < len(weights)))
     for result in results:
-        result.warn_if_exploding()
+        result.warn_if_unsound()
     return results
 
 
@@ -253,33 +265,40 @@ def activations(model: nn.Module, x: Tensor, channels: Iterable[tuple[str, int]]
             keeper.keep, keeper.rule = True, Epsilon()
         backward(tape, leaf, logits, torch.ones_like(logits), retain=True)
         nodes = {row.name: node for node, row in reached(tape.rows).items()}
-        outputs = {node: (keeper.z, keeper.axes) for node, keeper in (tape.layers | tape.additions).items()}
-        outputs[tape.nodes[0]] = leaf, (0, 1)
         columns = []
         for name, channel in channels:
-            if nodes.get(name) not in outputs:
-                known = [n for n, node in nodes.items() if node in outputs]
+            if nodes.get(name) not in tape.taps:
+                known = [n for n, node in nodes.items() if node in tape.taps]
                 raise ZsuError(f"no layer is called {name!r}", where="activations", remedy=f"use one of {known}")
-            z, axes = outputs[nodes[name]]
-            channels_of_z = by_sample(at_least_float32(z.detach()), axes, len(x))  # (N, K), summed over positions
-            columns.append(channels_of_z[:, channel] * channels_of_z.numel() / z.numel())
+            check_channel(name, channel, nodes[name].relevance.shape[1])
+            _, axes, z = tape.taps[nodes[name]]
+            sums = by_sample(at_least_float32(z), axes, len(x))  # (N, K), over positions
+            columns.append(sums[:, channel] * sums.numel() / z.numel())
     return torch.stack(columns, 1)
 
 
 def located(path: Sequence[tuple[str, int]], nodes: dict[str, Node], tape: Tape) -> list[tuple[Node, int]]:
     """The path as (node, channel), after a check."""
     found = []
+    if any(not isinstance(step, (tuple, list)) or len(step) != 2 for step in path):
+        what, remedy = f"{path!r} is no path", "pass a list of paths, each a list of (layer, channel)"
+        raise ZsuError(what, where="explain_paths", remedy=remedy)
     for name, channel in path:
         if name not in nodes or nodes[name] not in tape.taps:
             known = [n for n, node in nodes.items() if node in tape.taps]
             raise ZsuError(f"no layer is called {name!r}", where="explain_paths", remedy=f"use one of {known}")
-        size = nodes[name].relevance.shape[1]
-        if not 0 <= channel < size:
-            raise ZsuError(f"channel {channel} of {size}", where=name, remedy=f"use 0 to {size - 1}")
+        check_channel(name, channel, nodes[name].relevance.shape[1])
         found.append((nodes[name], channel))
-    if not found or found[-1][0] is not tape.nodes[0] or found[0][0] is not tape.nodes[-1]:
+    top = [node for node in tape.nodes if node.relevance is not None][-1]
+    if not found or found[-1][0] is not tape.nodes[0] or found[0][0] is not top:
         raise ZsuError("not from the logits to the input", where="explain_paths", remedy="pass what find_paths found")
     return found
+
+
+def check_channel(layer: str, channel: int, size: int) -> None:
+    """Refuse what is no number of a channel."""
+    if isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or not 0 <= channel < size:
+        raise ZsuError(f"channel {channel!r} of {size}", where=layer, remedy=f"use 0 to {size - 1}")
 
 
 def along(tape: Tape, leaf: Tensor, logits: Tensor, weights: Tensor, path: list[tuple[Node, int]]) -> Tensor:
@@ -288,7 +307,7 @@ def along(tape: Tape, leaf: Tensor, logits: Tensor, weights: Tensor, path: list[
         node.closed = True
     edge, grad = get_gradient_edge(logits), weights
     for node, channel in path:
-        below, axis = tape.taps[node]
+        below, axis = tape.taps[node].edge, tape.taps[node].axes[1]
         for layer in tape.layers.values():
             layer.direct = None
         (grad,) = torch.autograd.grad(edge, below, grad, retain_graph=True, allow_unused=True)
@@ -367,7 +386,10 @@ def backward(tape: Tape, leaf: Tensor, logits: Tensor, weights: Tensor, retain: 
     tape.nodes[0].relevance = relevance.flatten(2).sum(2) if relevance.dim() > 2 else relevance  # (N, C, ...) -> (N, C)
     rows = reached(tape.rows)
     layers = renumbered([rows.get(node) for node in tape.nodes])
-    return Relevance(relevance, logits.detach(), logits.detach() * weights, layers, list(rows.values()))
+    sources = tape.origins[logits].sources or ()
+    whole = len(sources) == 1 and sources[0].group == 1 and sources[0].channels == logits.shape[1]
+    head = rows.get(tape.nodes[sources[0].node]) if whole else None
+    return Relevance(relevance, logits.detach(), logits.detach() * weights, layers, head, list(rows.values()))
 
 
 def reached(rows: list[Node]) -> dict[Node, Node]:

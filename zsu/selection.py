@@ -14,7 +14,7 @@ from .errors import ZsuError
 from .graph import build_graph
 from .paths import best_through
 from .perturb import Selection
-from .relevance import Relevance
+from .relevance import Relevance, check_channel
 from .tape import Node
 
 # --- neurons --------------------------------------------------------------------------------------------------
@@ -59,6 +59,8 @@ def select_neurons(
             where="select_neurons",
             remedy="pass against=explain(...) with by='contrast', and only then",
         )
+    if k is not None and (isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1):
+        raise ZsuError(f"k is {k!r}", where="select_neurons", remedy="use an integer of at least 1")
     layers = hidden_layers(relevance)
     sizes = {n.name: a_tenth(n) if k is None else k for n in layers}
     for node in layers:
@@ -81,9 +83,15 @@ def select_neurons(
 
 def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[str, Tensor]) -> Selection:
     """All incoming weights of the neurons of each layer."""
-    weight = {n.name: n.weight for n in relevance.layers}
+    weight = {n.name: n.weight for n in relevance.layers if n.weight}
     parts = []
     for name, chosen in neurons.items():
+        if name not in weight:
+            remedy = f"use one of {list(weight)}"
+            raise ZsuError(f"no layer with weights is called {name!r}", where="incoming_weights", remedy=remedy)
+        chosen = torch.as_tensor(chosen, dtype=torch.int64)
+        for neuron in chosen.tolist():
+            check_channel(name, neuron, len(model.get_parameter(weight[name])))
         width = model.get_parameter(weight[name])[0].numel()
         parts.append((weight[name], chosen[:, None] * width + torch.arange(width)))  # (n, width)
     return joined(parts)
@@ -174,4 +182,4 @@ def joined(parts: Iterable[tuple[str, Tensor]]) -> Selection:
     selection: dict[str, list[Tensor]] = {}
     for name, flat in parts:
         selection.setdefault(name, []).append(flat.flatten())  # (n, width) -> (n width,)
-    return {name: torch.cat(indices) for name, indices in selection.items()}
+    return {name: torch.cat(indices).unique() for name, indices in selection.items()}

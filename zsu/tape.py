@@ -23,13 +23,13 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from .errors import ZsuError
@@ -93,6 +93,7 @@ class Origin:
     nonnegative: bool = False
     node: Node | None = None  # set on the direct output of a weighted layer
     is_input: bool = False  # the model's input itself
+    read: bool = False  # by an operation
 
 
 @dataclass
@@ -101,6 +102,14 @@ class Side:
 
     by: str  # the operation that took it out of the flow
     gate: bool  # may multiply what is in the flow
+
+
+class Tap(NamedTuple):
+    """The output of a node."""
+
+    edge: GradientEdge  # where the graph of autograd can be cut into
+    axes: Axes
+    value: Tensor
 
 
 class Notes(Generic[Note]):
@@ -133,9 +142,8 @@ class Tape(TorchFunctionMode):
         What paths lead through, in the order of the forward pass: the input, weighted layers, norms and additions.
     rows : list of Node
         What keeps a share of the relevance: the nodes, and besides them softmax and constants.
-    taps : dict of Node to (GradientEdge, int), or None
-        Where the graph of autograd can be cut into at the output of each of `nodes`, and the axis of its channels; they
-        keep all of the graph alive, so that only who needs them asks for them with a dict.
+    taps : dict of Node to Tap, or None
+        The outputs of `nodes`; they keep all of the graph alive, so that only who needs them asks for them with a dict.
     constants : list of (Tensor, Node, str)
         Leaves that do not depend on the input but join the flow (position embeddings, the bias of a norm); their share
         constant * gradient belongs to that field of the node.
@@ -162,7 +170,7 @@ class Tape(TorchFunctionMode):
         self.nodes.append(self.row(Node("input", "input")))
         sources = (Source(0, x.shape[1]),)
         self.origins[x] = Origin((0, 1), sources, nonnegative=bool((x >= 0).all()), is_input=True)
-        self.tap(self.nodes[0], x, 1)
+        self.tap(self.nodes[0], x, (0, 1))
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -180,6 +188,14 @@ class Tape(TorchFunctionMode):
         self.check(func, name, args, kwargs, flow)
         if not torch.is_grad_enabled():
             return self.aside(func(*args, **kwargs), NO_GRAD, gate=False)
+        origins = [self.origins[t] for t in flow]
+        try:
+            return self.dispatch(func, name, args, kwargs, flow)
+        finally:
+            for origin in origins:
+                origin.read = True
+
+    def dispatch(self, func, name, args, kwargs, flow):
         if name in CONV or name in CONV_TRANSPOSE:
             return self.convolution(func, name, *args, **kwargs)
         if name in ("linear", "batch_norm", "layer_norm", "group_norm", "scaled_dot_product_attention"):
@@ -333,7 +349,7 @@ class Tape(TorchFunctionMode):
         self.rows.append(node)
         self.layers[node] = layer
         out = Weighted.apply(x, layer)
-        self.tap(node, out, mine)
+        self.tap(node, out, layer.axes)
         self.origins[out] = Origin(layer.axes, (Source(len(self.nodes) - 1, out.shape[mine]),), node=node)
         return out
 
@@ -353,8 +369,8 @@ class Tape(TorchFunctionMode):
     def group_norm(self, func, input, num_groups, weight=None, bias=None, eps=1e-5):
         n, channels, *positions = input.shape
         grouped = [n, num_groups, channels // num_groups, *positions]
-        weight, bias = (None if p is None else p.reshape(-1, *[1] * len(positions)) for p in (weight, bias))
         name = self.where(weight, "group_norm")
+        weight, bias = (None if p is None else p.reshape(-1, *[1] * len(positions)) for p in (weight, bias))
         return self.norm("group_norm", name, input, grouped, len(grouped) - 2, weight, bias, eps)
 
     def norm(self, kind, name, x, grouped, last, weight, bias, eps) -> Tensor:
@@ -362,19 +378,19 @@ class Tape(TorchFunctionMode):
         origin = self.origins[x]
         weight, bias = (None if p is None else p.detach() for p in (weight, bias))
         channel = origin.axes[1]
-        known = channel is not None and (kind == "group_norm" or channel >= x.dim() - last)
+        known = channel is not None and (channel == 1 if kind == "group_norm" else channel >= x.dim() - last)
         groups = grouped[1] if kind == "group_norm" else 1
         node = self.row(Node(kind, name, groups=groups, sources=[origin.sources if known else None]))
         self.nodes.append(node)
         edges = self.edges and known
         out = Norm.apply(x, node, origin.axes, self.samples, grouped, last, weight, bias, eps, edges)
-        self.tap(node, out, channel)
+        self.tap(node, out, origin.axes)
         self.origins[out] = Origin(origin.axes, (Source(len(self.nodes) - 1, x.shape[channel]),) if known else None)
         return out
 
-    def tap(self, node: Node, out: Tensor, channel: int | None) -> None:
-        if self.taps is not None and channel is not None:
-            self.taps[node] = get_gradient_edge(out), channel
+    def tap(self, node: Node, out: Tensor, axes: Axes) -> None:
+        if self.taps is not None and axes[1] is not None:
+            self.taps[node] = Tap(get_gradient_edge(out), axes, out.detach().clone())
 
     def row(self, node: Node) -> Node:
         self.rows.append(node)
@@ -415,7 +431,7 @@ class Tape(TorchFunctionMode):
         self.nodes.append(node)
         summands = self.additions[node] = Summands(node, axes, self.samples)
         out = Addition.apply(a, b, summands, in_place)
-        self.tap(node, out, axes[1])
+        self.tap(node, out, axes)
         known = (
             axes[1] is not None
             and of_a.sources is not None
@@ -452,7 +468,8 @@ class Tape(TorchFunctionMode):
         out = Meter.apply(total, node, "out", axes, self.samples)
         if in_place:
             out = Overwrite.apply(a, out)
-        self.origins[out] = Origin(axes, origin.sources)
+        sources = None if axes[1] is None else broadcast(origin.sources, out.shape[axes[1]])
+        self.origins[out] = Origin(axes, sources)
         return out
 
     def cat(self, tensors, dim=0):
@@ -597,8 +614,9 @@ class Tape(TorchFunctionMode):
             raise ZsuError("dropout is active", where=name, remedy="call model.eval(), or pass training=False")
         if name == "pad" and bound(args, kwargs, 3, "value", None):
             raise ZsuError("pads with a value other than 0", where="pad", remedy="pad with 0 in the model")
-        if changes_in_place(func, name, args, kwargs) and not name.startswith("relu"):
-            self.protect(x)  # a ReLU in place zeroes only what gets no relevance
+        alone = name.startswith("relu") and not self.origins[x].read
+        if changes_in_place(func, name, args, kwargs) and not alone:
+            self.protect(x)  # a ReLU in place that reads x first zeroes only what gets no relevance
         out = func(*args, **kwargs)
         for t in tensors_in((out,)):
             if t.is_floating_point():
@@ -610,20 +628,24 @@ class Tape(TorchFunctionMode):
         origin, sources = self.origins[x], self.origins[x].sources
         batch, channel = origin.axes
         if name in RESHAPING:
-            channels = None if channel is None else x.shape[channel]
-            batch, channel = (
-                reshaped(axis, size, x.shape, out.shape) for axis, size in ((batch, self.samples), (channel, channels))
-            )
-            if channel is not None and sources is not None:
-                spread = out.shape[channel] // channels  # positions that now stand beside each other
-                sources = tuple(Source(s.node, s.channels, s.group * spread) for s in sources)
+            batch = reshaped(batch, self.samples, x.shape, out.shape)
+            if channel is not None:
+                channels, above = x.shape[channel], -1 if batch is None else batch
+                channel = reshaped(channel, channels, x.shape, out.shape, above)
+                if channel is not None and sources is not None:
+                    spread = out.shape[channel] // channels  # positions that now stand beside each other
+                    sources = tuple(Source(s.node, s.channels, s.group * spread) for s in sources)
         elif name in REARRANGING:
             batch, channel = (rearranged(name, args, kwargs, axis, x, out) for axis in origin.axes)
-        elif out.dim() != x.dim():  # broadcast against more dimensions
-            batch, channel = (None if i is None else i + out.dim() - x.dim() for i in origin.axes)
+        else:
+            mixed = touched(name, args, kwargs, x)
+            batch, channel = (None if i in mixed else i for i in origin.axes)
+            if out.dim() != x.dim():  # broadcast against more dimensions
+                batch, channel = (None if i is None else i + out.dim() - x.dim() for i in (batch, channel))
         nonnegative = name in ("relu", "relu_") or (origin.nonnegative and name not in MAY_TURN_NEGATIVE)
         is_input = origin.is_input and name in ("contiguous", "clone")
-        return Origin((batch, channel), sources if channel is not None else None, nonnegative, is_input=is_input)
+        sources = None if channel is None else broadcast(sources, out.shape[channel])
+        return Origin((batch, channel), sources, nonnegative, is_input=is_input)
 
     def unknown(self, func, name, args, kwargs):
         """Questions about a tensor (shape, dtype, ...) pass; anything else that depends on the input is refused."""
@@ -666,13 +688,13 @@ class Tape(TorchFunctionMode):
 # --- where the axes of samples and channels go --------------------------------------------------------------------
 
 
-def reshaped(axis: int | None, size: int | None, before: torch.Size, after: torch.Size) -> int | None:
-    """Axis after a reshape, in which `axis`, of which `size` entries count, is still the outer part; or None."""
+def reshaped(axis: int | None, size: int, before: torch.Size, after: torch.Size, above: int = -1) -> int | None:
+    """Axis behind `above` after a reshape, in which `axis`, of which `size` entries count, is still the outer part."""
     if axis is None:
         return None
     outer = math.prod(before[:axis])
-    for i, length in enumerate(after):
-        if math.prod(after[:i]) == outer and length % size == 0:
+    for i in range(above + 1, len(after)):
+        if math.prod(after[:i]) == outer and after[i] % size == 0:
             return i
     return None
 
@@ -697,6 +719,32 @@ def rearranged(name: str, args, kwargs, axis: int | None, x: Tensor, out: Tensor
     if axis in dims:
         return None
     return axis if out.dim() == x.dim() else axis - sum(d < axis for d in dims)
+
+
+def touched(name: str, args, kwargs, x: Tensor) -> set[int]:
+    """Axes of x along which an operation moves or mixes values."""
+    dim = x.dim()
+    if name == "pad":
+        sides = bound(args, kwargs, 1, "pad", ())
+        return {dim - 1 - i // 2 for i, side in enumerate(sides) if side}
+    if name in ("roll", "flip"):
+        dims = args[-1] if len(args) > (2 if name == "roll" else 1) else kwargs.get("dims")
+        dims = args[1:] if name == "flip" and len(args) > 2 else dims
+        return set(range(dim)) if dims is None else {d % dim for d in as_list(dims, 1)}
+    if "_pool" in name:
+        return set(range(dim - int(name[-2]), dim))
+    if name == "interpolate":
+        return set(range(2, dim))
+    if name in MATMUL:
+        return {dim - 1 if args[0] is x else max(dim - 2, 0)}
+    return set()
+
+
+def broadcast(sources: tuple[Source, ...] | None, width: int) -> tuple[Source, ...] | None:
+    """Sources of so many channels: one channel repeated is as many sources; None where they do not fit."""
+    if sources is None or sum(s.channels * s.group for s in sources) == width:
+        return sources
+    return sources * width if sources == (Source(sources[0].node, 1),) else None
 
 
 def indexed(index, axis: int, dim: int) -> int | None:
