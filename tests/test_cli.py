@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+import zsu
 from zsu import Paths, cli, models
 from zsu.perturb import Patch
 
@@ -64,6 +65,16 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     assert code == 0
     shown = [line.split() for line in again.splitlines()]
     assert shown[3] == lines[3].split()  # the row "paths" is the same
+
+
+def test_version(capsys):
+    assert run(capsys, "--version") == (0, f"zsu {zsu.__version__}\n", "")
+
+
+def test_a_model_with_other_classes_is_refused(capsys, tmp_path):
+    torch.save(models.build("resnet18", 7, 3).state_dict(), tmp_path / "seven.pt")
+    words = ["--class", "Trouser", "--model", str(tmp_path / "seven.pt"), "--arch", "resnet18"]
+    assert "the model has 7 outputs, the data 10 classes" in refused(capsys, "paths", *words)
 
 
 def test_paths(capsys, tmp_path):

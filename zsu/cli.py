@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import __version__
 from .errors import ZsuError
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `zsu --help` need not wait for
@@ -19,7 +20,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, which `zsu --help` need not 
 GREY = {"fashion-mini", "fashion-mnist", "mnist"}
 
 app = typer.Typer(
-    help="Make a trained image classifier forget a class, and check what it forgot.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -38,6 +38,21 @@ References = Annotated[
     Path | None, typer.Option(help="Folder of checkpoints retrained without the class. Bundled for Trouser.")
 ]
 Trusted = Annotated[bool, typer.Option(help="Read checkpoints with pickled code: they can run anything. Only yours.")]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"zsu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+):
+    """Make a trained image classifier forget a class, and check what it forgot."""
 
 
 @app.command(epilog="Example: zsu forget --class Trouser --method paths --out forgotten.safetensors")
@@ -232,8 +247,11 @@ def prepare(
     model: Path | None, arch: str | None, data: str, root: str, size: int | None, trusted: bool
 ) -> tuple[nn.Module, Splits]:
     """The model, and the data in the shape that it wants."""
+    import torch
+
     from . import data as zsu_data
     from . import models
+    from .relevance import forward
 
     if model is None and (arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
@@ -252,6 +270,12 @@ def prepare(
             where=str(file),
             remedy="use the data that the model was trained on",
         )
+    like = next(network.parameters())
+    with torch.no_grad():
+        outputs = forward(network, splits.test[0][0][None].to(like.device, like.dtype)).shape[-1]
+    if outputs != len(found):
+        what = f"the model has {outputs} outputs, the data {len(found)} classes"
+        raise ZsuError(what, where=str(file), remedy="use the data that the model was trained on")
     return network, splits
 
 
@@ -308,5 +332,6 @@ def main() -> None:
         usage = getattr(error, "format_message", None)  # typer's own complaints about the command line
         if not isinstance(error, ZsuError) and usage is None:
             raise
-        print(f"zsu: {usage() if usage else error}", file=sys.stderr)
+        message = usage() if usage else str(error)
+        print(message if message.startswith("Usage") else f"zsu: {message}", file=sys.stderr)
         sys.exit(2)

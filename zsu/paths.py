@@ -325,7 +325,7 @@ def search(
     """
     start = len(run_of) - 2
     # sorted children of the nodes seen so far, one behind the other: begin, number, and whether these are all
-    child, step, value, used = np.empty(1024, np.int64), np.empty(1024), np.empty(1024), 0
+    child, step, value, used = np.empty(4096, np.int64), np.empty(4096), np.empty(4096), 0
     begin, count, whole = np.zeros(start + 1, np.int64), np.zeros(start + 1, np.int64), np.zeros(start + 1, np.bool_)
     size = min(k, 1024)
     nodes = np.full((size, depth), -1, np.int32)

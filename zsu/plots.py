@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .errors import ZsuError
-from .graph import PathGraph
+from .graph import PathGraph, build_graph
 from .paths import Paths
 from .relevance import Relevance
 
@@ -141,8 +141,9 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     return figure
 
 
-def walked(graph: PathGraph) -> Figure:
+def walked(graph: PathGraph | Relevance) -> Figure:
     """By layer, from the logit (top) to the input: what paths walk, and what they leave, in % of |relevance|."""
+    graph = build_graph(graph) if isinstance(graph, Relevance) else graph
     frame = graph.ledger.set_index("layer")
     percent = 100 * frame.div(frame.abs().sum(axis=1), axis=0)
     figure, axis = plt.subplots(figsize=(6, 0.3 * len(frame) + 1.4), layout="constrained")
