@@ -1,5 +1,6 @@
 """The command line: what it prints and writes, and that bad input ends in one line and exit code 2."""
 
+import re
 import subprocess
 import sys
 
@@ -65,6 +66,14 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     assert code == 0
     shown = [line.split() for line in again.splitlines()]
     assert shown[3] == lines[3].split()  # the row "paths" is the same
+
+
+def test_a_warning_is_one_line():
+    """In a process of its own, as a user has it."""
+    words = ["paths", "--class", "Trouser", "--k", "1000000", "--show", "0"]
+    found = subprocess.run([sys.executable, "-m", "zsu", *words], capture_output=True, text=True)
+    assert found.returncode == 0
+    assert re.fullmatch(r"zsu: warning: there are only [\d,]+ paths\n", found.stderr)
 
 
 def test_version(capsys):

@@ -699,9 +699,12 @@ def test_channels_last_and_frozen_parameters(resnet18):
     same(result.edges["layer4.0.conv1"], expected.edges["layer4.0.conv1"], 1e-7)
 
 
-def test_a_rule_object_called_twice_gives_the_same(small):
-    rule, x = Gamma(0.1), rand(2, 1, 28, 28)
-    assert torch.equal(explain(small, x, 1, rule).input, explain(small, x, 1, rule).input)
+def test_a_rule_object_and_a_map_of_rules_called_twice_give_the_same(small):
+    x = rand(2, 1, 28, 28)
+    for rules in (Gamma(0.1), {"conv*": Gamma(0.1), "fc": "z+"}):
+        before = repr(rules)
+        assert torch.equal(explain(small, x, 1, rules).input, explain(small, x, 1, rules).input)
+        assert repr(rules) == before
 
 
 def test_edges_false_gives_the_same_relevance_and_ledger(small):

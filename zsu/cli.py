@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -324,6 +325,7 @@ def slug(name: str) -> str:
 def main() -> None:
     """Entry point of the command."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: waiting threads do not spin
+    warnings.showwarning = lambda message, *_: print(f"zsu: warning: {message}", file=sys.stderr)
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except KeyboardInterrupt:
