@@ -14,7 +14,7 @@ from . import __version__
 from .errors import ZsuError
 
 if TYPE_CHECKING:  # torch takes seconds to import, which `zsu --help` need not wait for
-    from torch import nn
+    from torch import Tensor, nn
 
     from .data import Splits
 
@@ -81,11 +81,8 @@ def forget(
     from .forgetting import forget as run_forget
 
     network, splits = prepare(model, arch, data, root, size, trusted)
-    target = zsu_data.class_index(splits.test, cls)
+    target, x = unseen(network, splits, cls, samples, seed)
     name = zsu_data.classes(splits.test)[target]
-    x = zsu_data.samples(splits.test, target, samples, seed)
-    like = next(network.parameters())
-    x = x.to(like.device, like.dtype)
     chosen = run_forget(network, x, target, method, perturbation, k=k, seed=seed)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
     out = out or Path(f"forget-{slug(name)}-{row}.safetensors")
@@ -160,25 +157,18 @@ def paths(
     out: Annotated[Path | None, typer.Option(help="Also write them all: .csv, or .npz for zsu.Paths.load.")] = None,
 ):
     """Find the most probable neuronal paths of a class."""
-    import torch
-
     from . import data as zsu_data
     from .paths import find_paths
-    from .relevance import explain, explain_each
+    from .relevance import explain, explain_contrast
 
     if out is not None and out.suffix not in (".csv", ".npz"):
         raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy="end the file in .csv or .npz")
     network, splits = prepare(model, arch, data, root, size, trusted)
-    target = zsu_data.class_index(splits.test, cls)
-    x = zsu_data.samples(splits.test, target, samples, seed)
-    like = next(network.parameters())
-    x = x.to(like.device, like.dtype)
-    relevance = explain(network, x, target, rules or "epsilon")
-    against = None
-    if contrast:  # a relevance of 1 at each logit, whose sign then does not matter to z+
-        ones = torch.zeros_like(relevance.logits)
-        seeds = ones.index_fill(1, torch.tensor(target), 1), ones.scatter(1, relevance.runner_up[:, None], 1)
-        relevance, against = explain_each(network, x, seeds, rules or "z+")
+    target, x = unseen(network, splits, cls, samples, seed)
+    if contrast:
+        relevance, against = explain_contrast(network, x, target, rules or "z+")
+    else:
+        relevance, against = explain(network, x, target, rules or "epsilon"), None
     found = find_paths(relevance, k, against=against)
     print(f"{zsu_data.classes(splits.test)[target]}: {found!r}")
     for path, probability in zip(found, found.probability[:show], strict=False):
@@ -278,6 +268,15 @@ def prepare(
         what = f"the model has {outputs} outputs, the data {len(found)} classes"
         raise ZsuError(what, where=str(file), remedy="use the data that the model was trained on")
     return network, splits
+
+
+def unseen(network: nn.Module, splits: Splits, cls: str, samples: int, seed: int) -> tuple[int, Tensor]:
+    """Index of the class, and samples of it as the model takes them."""
+    from . import data as zsu_data
+
+    target = zsu_data.class_index(splits.test, cls)
+    like = next(network.parameters())
+    return target, zsu_data.samples(splits.test, target, samples, seed).to(like.device, like.dtype)
 
 
 def transform(data: str, channels: int, size: int | None):

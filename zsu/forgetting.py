@@ -18,7 +18,7 @@ from .graph import build_graph
 from .paths import best_through
 from .perturb import Change, Patch, model_hash, perturb
 from .relevance import Relevance, explain
-from .selection import a_tenth, best, frequency, incoming_weights, joined, select_neurons, weight_blocks
+from .selection import a_tenth, best, check_k, frequency, incoming_weights, joined, select_neurons, weight_blocks
 
 METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
 MASKED_LOGIT = -1e4  # small enough for probability 0 in float16, float32 and float64
@@ -261,6 +261,7 @@ def head_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | Non
     (source,) = head.sources[0]
     below = predicted.layers[source.node]
     k = a_tenth(below) if k is None else k
+    check_k(below, k)
     neurons = best(frequency(below, k), 2 * k)
     rows, columns = model.get_parameter(head.weight).shape
     column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)

@@ -23,14 +23,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from numba import njit
 
 from .errors import ZsuError
+from .fused import ONE_PASS
 from .relevance import SHARES, Relevance, check_channel
 from .tape import Node
-
-# Sums in any order, so that they use vector instructions; NaN as ever.
-LOOPS = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_model="numpy")
 
 
 @dataclass(eq=False)
@@ -239,7 +236,7 @@ def where_from(node: Node, sources) -> None:
         )
 
 
-@LOOPS
+@ONE_PASS
 def normalise(value, run_of, run_begin, run_length, run_source, inputs):
     """In place: edge relevance -> what is walked. Sums over each node's edges: walked, to dead ends, negative."""
     nodes = len(run_of) - 1
@@ -263,7 +260,7 @@ def normalise(value, run_of, run_begin, run_length, run_source, inputs):
     return total, dead, negative
 
 
-@LOOPS
+@ONE_PASS
 def marginals(weight, total, run_of, run_begin, run_length, run_source):
     """Share of the walks from the top that lead through each node, m(k), and along each edge, m(k) p(j|k)."""
     nodes = len(run_of) - 1

@@ -23,7 +23,8 @@ from numba import njit
 
 from .data import write_atomically
 from .errors import ZsuError
-from .graph import LOOPS, PathGraph, build_graph, contrast
+from .fused import ONE_PASS
+from .graph import PathGraph, build_graph, contrast
 from .relevance import Relevance
 
 Channel = tuple[str, int]  # name of the layer, number of the channel
@@ -210,7 +211,7 @@ def best_through(graph: PathGraph) -> np.ndarray:
     return through_edges(*graph.arrays, best)
 
 
-@LOOPS
+@ONE_PASS
 def completions(weight, total, run_of, run_begin, run_length, run_source, first, closed, via):
     """Log probability of the best way from each node to the input (-inf: none) that keeps out of closed nodes and, from
     above it, leads through the node `via` (-1: no such demand).
@@ -271,7 +272,7 @@ def through_edges(weight, total, run_of, run_begin, run_length, run_source, best
     return score
 
 
-@LOOPS
+@ONE_PASS
 def best_children(node, number, weight, total, run_of, run_begin, run_length, run_source, best, scaled, scale, via):
     """The `number` best sources of a node, all if that is more than MANY: best completion first (ties: lower number
     first), with log p and log p + best; and whether these are all there are.

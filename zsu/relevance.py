@@ -19,7 +19,6 @@ from torch.autograd.graph import get_gradient_edge
 from .composites import Rules, as_composite
 from .errors import ZsuError
 from .layers import Node, Source, at_least_float32, by_sample, inner, total
-from .rules import Epsilon
 from .tape import Tape
 
 EXPLODES = 1e4  # times the relevance handed to the outputs
@@ -211,6 +210,18 @@ def explain_each(
     return results
 
 
+def explain_contrast(model: nn.Module, x: Tensor, target: int, rules: Rules = "z+") -> list[Relevance]:
+    """`explain` for a class and for each sample's runner-up, from a relevance of 1 at each logit, whose sign then does
+    not matter to z+: what `find_paths` compares with ``against``.
+    """
+    with torch.no_grad():
+        logits = forward(model, x)
+    own = torch.zeros_like(logits)
+    own[:, target] = 1
+    runner_up = logits.masked_fill(own > 0, -torch.inf).argmax(1, keepdim=True)
+    return explain_each(model, x, [own, torch.zeros_like(own).scatter(1, runner_up, 1.0)], rules)
+
+
 def explain_paths(
     model: nn.Module,
     x: Tensor,
@@ -245,10 +256,7 @@ def explain_paths(
     with recorded(model, x, False, "cp-lrp", taps={}) as (tape, leaf, logits):
         weights = output_weights(logits.detach(), target)
         assign(rules, tape, logits)
-        for keeper in tape.keepers():
-            keeper.keep = True
-        backward(tape, leaf, logits, weights, retain=True)
-        nodes = {row.name: node for node, row in reached(tape.rows).items()}
+        nodes = named(tape, leaf, logits, weights)
         maps = [along(tape, leaf, logits, weights, located(path, nodes, tape)) for path in paths]
     return torch.stack(maps) if maps else leaf.new_zeros(0, *leaf.shape).detach()
 
@@ -261,34 +269,39 @@ def activations(model: nn.Module, x: Tensor, channels: Iterable[tuple[str, int]]
     Tensor (N, number of channels)
     """
     with recorded(model, x, False, "cp-lrp", taps={}) as (tape, leaf, logits):
-        for keeper in tape.keepers():
-            keeper.keep, keeper.rule = True, Epsilon()
-        backward(tape, leaf, logits, torch.ones_like(logits), retain=True)
-        nodes = {row.name: node for node, row in reached(tape.rows).items()}
+        assign("epsilon", tape, logits)
+        nodes = named(tape, leaf, logits, torch.ones_like(logits))
         columns = []
         for name, channel in channels:
-            if nodes.get(name) not in tape.taps:
-                known = [n for n, node in nodes.items() if node in tape.taps]
-                raise ZsuError(f"no layer is called {name!r}", where="activations", remedy=f"use one of {known}")
-            check_channel(name, channel, nodes[name].relevance.shape[1])
-            _, axes, z = tape.taps[nodes[name]]
+            _, axes, z = tape.taps[tapped(name, channel, nodes, tape)]
             sums = by_sample(at_least_float32(z), axes, len(x))  # (N, K), over positions
             columns.append(sums[:, channel] * sums.numel() / z.numel())
     return torch.stack(columns, 1)
 
 
+def named(tape: Tape, leaf: Tensor, logits: Tensor, weights: Tensor) -> dict[str, Node]:
+    """The nodes that relevance reaches by their names, after a backward pass that lets others follow."""
+    for keeper in tape.keepers():
+        keeper.keep = True
+    backward(tape, leaf, logits, weights, retain=True)
+    return {row.name: node for node, row in reached(tape.rows).items()}
+
+
+def tapped(name: str, channel: int, nodes: dict[str, Node], tape: Tape) -> Node:
+    """The node of that name, after a check that it and its channel are there."""
+    if nodes.get(name) not in tape.taps:
+        known = [n for n, node in nodes.items() if node in tape.taps]
+        raise ZsuError(f"no layer is called {name!r}", where="explain", remedy=f"use one of {known}")
+    check_channel(name, channel, nodes[name].relevance.shape[1])
+    return nodes[name]
+
+
 def located(path: Sequence[tuple[str, int]], nodes: dict[str, Node], tape: Tape) -> list[tuple[Node, int]]:
     """The path as (node, channel), after a check."""
-    found = []
     if any(not isinstance(step, (tuple, list)) or len(step) != 2 for step in path):
         what, remedy = f"{path!r} is no path", "pass a list of paths, each a list of (layer, channel)"
         raise ZsuError(what, where="explain_paths", remedy=remedy)
-    for name, channel in path:
-        if name not in nodes or nodes[name] not in tape.taps:
-            known = [n for n, node in nodes.items() if node in tape.taps]
-            raise ZsuError(f"no layer is called {name!r}", where="explain_paths", remedy=f"use one of {known}")
-        check_channel(name, channel, nodes[name].relevance.shape[1])
-        found.append((nodes[name], channel))
+    found = [(tapped(name, channel, nodes, tape), channel) for name, channel in path]
     top = [node for node in tape.nodes if node.relevance is not None][-1]
     if not found or found[-1][0] is not tape.nodes[0] or found[0][0] is not top:
         raise ZsuError("not from the logits to the input", where="explain_paths", remedy="pass what find_paths found")

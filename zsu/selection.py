@@ -64,9 +64,7 @@ def select_neurons(
     layers = hidden_layers(relevance)
     sizes = {n.name: a_tenth(n) if k is None else k for n in layers}
     for node in layers:
-        if sizes[node.name] > node.relevance.shape[1]:
-            neurons = node.relevance.shape[1]
-            raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
+        check_k(node, sizes[node.name])
     if by == "frequency":
         return {n.name: best(frequency(n, sizes[n.name]), sizes[n.name]) for n in layers}
     graph = build_graph(relevance)
@@ -113,6 +111,13 @@ def refuse_transposed(node: Node) -> None:
         raise ZsuError("a transposed convolution", where=node.name, remedy="use method='head-npp' or 'mask'")
 
 
+def check_k(node: Node, k: int) -> None:
+    """Refuse more neurons than the layer has."""
+    neurons = node.relevance.shape[1]
+    if k > neurons:
+        raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
+
+
 def a_tenth(node: Node) -> int:
     """Of the node's neurons, at least 1."""
     return max(1, round(node.relevance.shape[1] / 10))
@@ -129,10 +134,6 @@ def frequency(node: Node, k: int) -> np.ndarray:
     the positive relevance, which breaks ties; 0 where no sample has it. float64 (K,)
     """
     relevance = node.relevance.double().cpu().numpy()  # (N, K)
-    if k > relevance.shape[1]:
-        raise ZsuError(
-            f"k is {k}, the layer has {relevance.shape[1]} neurons", where=node.name, remedy="use a smaller k"
-        )
     count = count_most(relevance, k)
     strength = relevance.clip(min=0).sum(0)
     return np.where(count > 0, count + strength / (strength.sum() + 1), 0)

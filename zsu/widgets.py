@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from . import plots
 from .errors import ZsuError
-from .graph import PathGraph, build_graph
+from .graph import build_graph
 from .paths import find_paths
-from .relevance import explain_each
+from .relevance import explain_contrast
 
 # With the slider the bar of tabs says nothing new. (p- is what ipywidgets 7 calls it, lm- what 8 does.)
 HIDE_TABS = "<style>.zsu-frames > .p-TabBar, .zsu-frames > .lm-TabBar { display: none !important }</style>"
@@ -79,7 +78,7 @@ def path_explorer(
     """
     classes = []
     for c, x in samples.items():
-        name, (whole, runner_up) = names[c], flows(model, x, c)
+        name, (whole, runner_up) = names[c], map(build_graph, explain_contrast(model, x, c))
         frames = []
         for label, against in (("", None), (", contrast", runner_up)):
             for k in numbers:
@@ -94,17 +93,6 @@ def path_explorer(
                 frames.append((f"{k:,}{label}", figure, alt))
         classes.append((name, slider(frames, "paths"), f"paths of {name}"))
     return slider(classes, "class")
-
-
-def flows(model: nn.Module, x: Tensor, target: int) -> list[PathGraph]:
-    """The graphs of a relevance of 1 at the logit of the class, and at that of each sample's runner-up."""
-    with torch.no_grad():
-        logits = model(x)
-    own = torch.zeros_like(logits)
-    own[:, target] = 1
-    runner_up = logits.masked_fill(own > 0, -torch.inf).argmax(1, keepdim=True)
-    seeds = own, torch.zeros_like(own).scatter(1, runner_up, 1.0)
-    return [build_graph(r) for r in explain_each(model, x, seeds, "z+")]
 
 
 def image_tag(picture: Figure | bytes, alt: str) -> str:
