@@ -22,8 +22,8 @@ __all__ = [
     "forget", "select_neurons",
 ]  # fmt: skip
 
-MODULES = "data models training rules composites relevance comparison graph paths perturb selection forgetting".split()
-MODULES += ["evaluation", "plots", "widgets"]
+MODULES = "data models training rules composites relevance comparison graph paths perturb selection".split()
+MODULES += "rerouting peers forgetting evaluation plots widgets".split()
 
 
 def __getattr__(name: str):

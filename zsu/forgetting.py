@@ -1,27 +1,64 @@
-"""forget(): remove one class from a trained classifier, from a few unseen samples of it."""
+"""forget(): remove classes from a trained classifier, from a few unseen samples of them or with more data."""
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 import warnings
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from . import __version__
+from .data import classes, histogram, targets
 from .errors import ZsuError
 from .graph import build_graph
 from .paths import best_through
-from .perturb import Change, Patch, model_hash, perturb
+from .peers import PEERS
+from .peers import TIERS as PEER_TIERS
+from .perturb import Patch, model_hash, perturb
 from .relevance import Relevance, explain
-from .selection import a_tenth, best, check_k, frequency, incoming_weights, joined, select_neurons, weight_blocks
+from .rerouting import module_of, reroute, wanted_outputs
+from .selection import (
+    a_tenth,
+    best,
+    check_k,
+    frequency,
+    hidden_layers,
+    incoming_weights,
+    joined,
+    weight_blocks,
+)
+from .tape import Node
 
-METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
+TIERS = {
+    "paths": "T1", "lra-npp": "T1", "head-npp": "T1",
+    "mask": "T0", "bias-shift": "T0", "random": "T1", "zeroed": "T0",
+    **PEER_TIERS,
+}  # fmt: skip
+METHODS = tuple(TIERS)
 MASKED_LOGIT = -1e4  # small enough for probability 0 in float16, float32 and float64
+NOISE = 0.1  # of the inputs, in their standard deviations: under it too the class has to stay at chance
+GONE = 1e-3  # probability of the class on the samples, after `paths`
+FEW = 5  # samples
+
+
+class Options(NamedTuple):
+    """What `forget` was asked for, besides the method; see there."""
+
+    k: int | None
+    perturbed: int | None
+    layers: Sequence[str] | None
+    retained: Dataset | None
+    noise: dict  # keywords of `perturb`
+    seed: int
 
 
 class Forgotten(NamedTuple):
@@ -32,10 +69,12 @@ class Forgotten(NamedTuple):
     model : nn.Module
         The edited copy.
     patch : Patch
-        The edit; ``patch.revert(model)`` gives the original back bit for bit.
+        The edit; ``patch.revert(model)`` gives the original back bit for bit, ``patch.diff(model)`` says what it
+        changes in each layer.
     cut : pandas.DataFrame
         What was perturbed, one row each: layer, channel, source (the source channel of a cut edge; <NA> where the
-        whole neuron was perturbed, and where the layer is the name of a bias that was lowered).
+        whole neuron was perturbed, and where the layer is the name of a bias that was lowered). Empty for methods that
+        train.
     """
 
     model: nn.Module
@@ -45,44 +84,67 @@ class Forgotten(NamedTuple):
 
 def forget(
     model: nn.Module,
-    x: Tensor,
-    target: int,
+    x: Tensor | Sequence[Tensor],
+    target: int | Sequence[int],
     method: str = "paths",
     perturbation: str = "zero",
     *,
     k: int | None = None,
+    perturbed: int | None = None,
+    layers: Sequence[str] | None = None,
+    retained: Dataset | None = None,
     scale: float = 1.0,
+    absolute: bool = False,
     seed: int = 0,
 ) -> Forgotten:
-    """Make a copy of the model forget a class, from a few samples of it that it was not trained on.
+    """Make a copy of the model forget classes, from a few samples of them that it was not trained on.
 
     Parameters
     ----------
     model : nn.Module
         Classifier in eval mode with logits (N, classes) as output; it is not changed.
-    x : Tensor (N, C, H, W)
-        Samples of the class, of the dtype and on the device of the model.
-    target : int
-        Index of the class to forget.
+    x : Tensor (N, C, H, W), or a list of them
+        Samples of the class, of the dtype and on the device of the model; for several classes one tensor each. The
+        methods of tier T2 and above want all training images of the class.
+    target : int, or a list of them
+        Index of the class to forget. Several are forgotten one after the other in the order of their indices, whatever
+        the order of the list, and make one patch.
     method : str
-        * ``"paths"``: cut edges of the most probable paths, those that serve this class more than all others
-          together, in the order of their most probable path, as few as bring the class to chance on
-          every sample; where all of them are not enough, the class's bias is lowered by what is missing.
-        * ``"lra-npp"``: in every weighted layer but the last, perturb the incoming weights of the neurons that are
-          most often among a sample's k most relevant (Chang et al. 2024, as described in the paper).
-        * ``"head-npp"``: the same at the input of the last layer only, for the *predicted* class; the 2 k most
+        By the data that it needs: T0 nothing but weights, T1 a few samples of the class, T2 its training images, T3
+        also some retained samples, T4 all of them.
+
+        * ``"paths"`` (T1): cut edges of the most probable paths, those that serve this class more than all others
+          together, in the order of their most probable path, as few as bring the class to chance on every sample, with
+          and without small input noise; move the head so that the evidence goes where `zsu.rerouting` says (with
+          `retained`: T3); and lower the class's bias by what is missing to a probability of 0.001.
+        * ``"lra-npp"`` (T1): in every weighted layer but the last, perturb the incoming weights of the neurons that
+          are most often among a sample's k most relevant (Chang et al. 2024, as described in the paper).
+        * ``"head-npp"`` (T1): the same at the input of the last layer only, for the *predicted* class; the most
           frequent neurons lose their columns of the head (what the authors' public code does for ResNets).
-        * ``"mask"``: control; the class's logit becomes a constant far below all others.
+        * ``"mask"``, ``"bias-shift"`` (T0): controls; the class's logit becomes a constant far below all others, or its
+          bias alone falls that far.
         * ``"random"``: control; as many random neurons per layer as ``"lra-npp"`` takes.
+        * ``"zeroed"`` (T0): control; all weights are 0.
+        * ``"boundary-shrink"`` (T2), ``"ssd"``, ``"svd"`` (T3), ``"fine-tune"``, ``"negative-gradient"`` (T4): see
+          `zsu.peers`.
     perturbation : {"zero", "gaussian", "laplace"}
-        See `zsu.perturb.perturb`; ``"mask"`` knows only zero.
+        See `zsu.perturb.perturb`; only for ``"paths"``, ``"lra-npp"``, ``"head-npp"`` and ``"random"``.
     k : int, optional
-        ``"paths"``: cut at most that many edges (default 10,000). Else: neurons per sample and layer (default a
-        tenth of the layer).
-    scale : float
-        Of the noise, in standard deviations of the weight tensor.
+        ``"paths"``: cut at most that many edges (default 10,000). ``"lra-npp"``, ``"random"``: neurons per sample and
+        layer (default: the smallest share of each layer for which the edited model takes no sample for the class).
+        ``"head-npp"``: neurons per sample (default a tenth).
+    perturbed : int, optional
+        ``"lra-npp"``, ``"head-npp"``: how many of the most frequent neurons are perturbed, in each layer (default k,
+        and 2 k for ``"head-npp"``).
+    layers : sequence of str, optional
+        ``"lra-npp"``, ``"random"``: only in these layers, by `explain`'s names.
+    retained : Dataset, optional
+        Samples of the other classes, with ``.targets`` and ``.classes``: for ``"paths"`` if you have some, and for the
+        methods of T3 and T4. Refused by all others, which do not look at it.
+    scale, absolute :
+        Of the noise, see `zsu.perturb.perturb`.
     seed : int
-        Of the noise and of the random control.
+        Of the noise, of the random control and of training.
 
     Returns
     -------
@@ -91,58 +153,193 @@ def forget(
     Raises
     ------
     ZsuError
-        Unknown method or perturbation, k < 1 or more neurons than a layer has, target no integer, and what
-        `explain` refuses.
+        Unknown method or perturbation; k < 1 or more neurons than a layer has; target no integer; a model that takes no
+        sample for the class; retained data that is missing, not asked for, or holds the class; and what `explain`
+        refuses.
 
     Warns
     -----
     UserWarning
-        The model recognises none of the samples as the class; the edit changes no weight; or ``"paths"`` did not
-        reach chance.
+        The model does not recognise half of the samples; fewer than 5 samples; the edit changes no weight; or
+        ``"paths"`` or ``"lra-npp"`` did not reach their goal: then the best that was reached is returned, and
+        ``patch.metadata["budget"]`` says so.
     """
-    if method not in METHODS:
-        raise ZsuError(f"unknown method {method!r}", where="forget", remedy=f"use one of {', '.join(METHODS)}")
-    if k is not None and (isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1):
-        raise ZsuError(f"k is {k!r}", where="forget", remedy="use an integer of at least 1")
-    if method == "mask" and perturbation != "zero":
-        raise ZsuError("the mask adds no noise", where="forget", remedy="leave perturbation at 'zero'")
-    if isinstance(target, bool) or not isinstance(target, (int, np.integer)):
-        raise ZsuError(f"target is {target!r}", where="forget", remedy="pass the index of one class")
+    several = several_classes(x, target)
+    noise = {"perturbation": perturbation, "scale": scale, "absolute": absolute, "seed": seed}
+    options = Options(k, perturbed, layers, retained, noise, seed)
+    check_options(method, options, [c for _, c in several])
     started = time.perf_counter()
-    relevance = explain(model, x, target)
-    if not (relevance.logits.argmax(1) == target).any():
-        warnings.warn(f"the model takes none of the {len(x)} samples for class {target}", stacklevel=2)
-    noise = {"perturbation": perturbation, "scale": scale, "seed": seed}
-    if method == "paths":
-        patch, cut = cut_paths(model, x, target, relevance, k or 10_000, noise)
-    elif method == "mask":
-        patch, cut = mask(model, relevance, target)
-    else:
-        neurons = {"lra-npp": frequent_neurons, "random": random_neurons, "head-npp": head_neurons}[method]
-        cut, selection = neurons(model, x, relevance, k, seed)
-        patch = perturb(model, selection, **noise)
+    edited, cuts, budgets, unrecognised = copy.deepcopy(model), [], [], 0
+    for samples, c in several:
+        relevance = explain(edited, samples, c, edges=method not in ("mask", "bias-shift", "zeroed", *PEERS))
+        unrecognised += recognised(relevance, c)
+        budget, cut = edit(edited, samples, c, relevance, method, options)
+        budgets.append(budget)
+        cuts.append(cut)
+    patch = Patch.between(model, edited)
     if patch.weights_changed == 0:
         warnings.warn("the edit has no effect: no weight changes", stacklevel=2)
-    edited = patch.apply(copy.deepcopy(model))
-    patch.metadata |= {
-        "target": str(target),
+    patch.metadata = {
+        "target": ",".join(str(c) for _, c in several),
         "method": method,
-        "samples": str(len(x)),
+        "tier": "T3" if method == "paths" and retained is not None else TIERS[method],
+        "perturbation": perturbation,
+        "scale": str(scale),
+        "absolute": str(absolute),
+        "budget": "; ".join(budgets),
+        "samples": ",".join(str(len(s)) for s, _ in several),
+        "samples_sha256": samples_hash([s for s, _ in several]),
+        "unrecognised": str(unrecognised),
         "seed": str(seed),
         "seconds": f"{time.perf_counter() - started:.4f}",
         "parent": model_hash(model),
+        "zsu": __version__,
         "torch": torch.__version__,
     }
-    return Forgotten(edited, patch, cut)
+    return Forgotten(edited, patch, pd.concat(cuts, ignore_index=True))
+
+
+# --- what was asked for ---------------------------------------------------------------------------------------
+
+
+def several_classes(x: Tensor | Sequence[Tensor], target: int | Sequence[int]) -> list[tuple[Tensor, int]]:
+    """(samples, class) in the order of the classes."""
+    if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
+        return [(x, int(target))]
+    remedy = "pass the index of one class, or a list of indices and a list of as many tensors of samples"
+    wrong = isinstance(target, (str, bytes)) or not isinstance(target, (Sequence, np.ndarray, Tensor))
+    if wrong or any(isinstance(c, bool) or not isinstance(c, (int, np.integer)) for c in target):
+        raise ZsuError(f"target is {target!r}", where="forget", remedy=remedy)
+    if len(set(target)) < len(target):
+        what = "a class is named twice: whole classes are forgotten here, not single samples"
+        raise ZsuError(what, where="forget", remedy=remedy)
+    if isinstance(x, Tensor) or len(x) != len(target) or not len(target):
+        raise ZsuError(f"{len(x)} tensors of samples for {len(target)} classes", where="forget", remedy=remedy)
+    return sorted(((s, int(c)) for s, c in zip(x, target, strict=True)), key=lambda pair: pair[1])
+
+
+def check_options(method: str, options: Options, forgotten: list[int]) -> None:
+    """Refuse what does not go together, before anything is computed."""
+    if method not in METHODS:
+        raise ZsuError(f"unknown method {method!r}", where="forget", remedy=f"use one of {', '.join(METHODS)}")
+    noisy = ("paths", "lra-npp", "head-npp", "random")
+    if options.noise["perturbation"] != "zero" and method not in noisy:
+        raise ZsuError(f"{method!r} adds no noise", where="forget", remedy="leave perturbation at 'zero'")
+    for name, users in {"k": noisy, "perturbed": ("lra-npp", "head-npp"), "layers": ("lra-npp", "random")}.items():
+        value = getattr(options, name)
+        if value is not None and method not in users:
+            raise ZsuError(f"{method!r} takes no {name}", where="forget", remedy=f"use one of {', '.join(users)}")
+    for name in ("k", "perturbed"):
+        value = getattr(options, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
+            raise ZsuError(f"{name} is {value!r}", where="forget", remedy="use an integer of at least 1")
+    if options.perturbed is not None and options.k is None:
+        raise ZsuError("perturbed without k", where="forget", remedy="give both")
+    retained = options.retained
+    if retained is None and TIERS[method] in ("T3", "T4"):
+        remedy = "pass retained=, a data set of the other classes"
+        raise ZsuError(f"{method!r} needs retained samples ({TIERS[method]})", where="forget", remedy=remedy)
+    if retained is not None and method != "paths" and TIERS[method] not in ("T3", "T4"):
+        remedy = "leave retained out, or use 'paths', which then is of tier T3"
+        raise ZsuError(f"{method!r} is of tier {TIERS[method]}: no retained data", where="forget", remedy=remedy)
+    if retained is not None and np.isin(targets(retained).numpy(), forgotten).any():
+        raise ZsuError(
+            f"the retained data holds the class to forget: {histogram(retained)}",
+            where="forget",
+            remedy=f"leave out {', '.join(classes(retained)[c] for c in forgotten)}",
+        )
+
+
+def recognised(relevance: Relevance, target: int) -> int:
+    """Number of samples that the model does not take for the class; `ZsuError` where that is all of them."""
+    n = len(relevance.logits)
+    wrong = int((relevance.logits.argmax(1) != target).sum())
+    if wrong == n:
+        raise ZsuError(
+            f"the model takes none of the {n} samples for class {target}",
+            where="forget",
+            remedy="pass samples of the class that is named; what a model cannot predict it cannot forget",
+        )
+    if 2 * wrong > n:
+        warnings.warn(f"the model does not take {wrong} of {n} samples for class {target}", stacklevel=3)
+    if n < FEW:
+        warnings.warn(f"{n} samples are few: what is found need not hold for the class", stacklevel=3)
+    return wrong
+
+
+def samples_hash(samples: list[Tensor]) -> str:
+    """sha256 over the bytes of the samples, as float32."""
+    digest = hashlib.sha256()
+    for x in samples:
+        digest.update(x.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def edit(
+    model: nn.Module, x: Tensor, target: int, relevance: Relevance, method: str, options: Options
+) -> tuple[str, pd.DataFrame]:
+    """Edit the model in place; (what the budget was, what was cut)."""
+    if method == "paths":
+        return cut_paths(model, x, target, relevance, options)
+    if method in ("lra-npp", "random"):
+        return cut_neurons(model, x, target, relevance, options, method == "random")
+    if method == "head-npp":
+        return cut_columns(model, x, relevance, options)
+    if method in ("mask", "bias-shift"):
+        return "", mask(model, relevance, target, row=method == "mask")
+    if method == "zeroed":
+        for p in model.parameters():
+            p.detach().zero_()
+    else:
+        PEERS[method](model, x, target, options.retained, options.seed)
+    return "", nothing()
+
+
+def nothing() -> pd.DataFrame:
+    """A `Forgotten.cut` without rows."""
+    return pd.DataFrame({"layer": [], "channel": [], "source": []}, dtype=object)
 
 
 # --- paths ----------------------------------------------------------------------------------------------------
 
 
 def cut_paths(
-    model: nn.Module, x: Tensor, target: int, relevance: Relevance, k: int, noise: dict
-) -> tuple[Patch, pd.DataFrame]:
-    """The fewest class-specific edges, in the order of their most probable path, that bring the class to chance on x.
+    model: nn.Module, x: Tensor, target: int, relevance: Relevance, options: Options
+) -> tuple[str, pd.DataFrame]:
+    """Cut class-specific edges, move the head so that the evidence goes where it is wanted, lower the class's bias."""
+    wanted = wanted_outputs(model, x, target, relevance, options.retained)
+    seen = torch.cat([x, disturbed(x, options.seed)])
+    budget, cut = cut_edges(model, x, seen, target, relevance, options)
+    head = relevance.head
+    if head is None or head.kind != "linear" or not head.weight:
+        p = worst(model, seen, target)
+        if p > 1 / relevance.logits.shape[1]:
+            warnings.warn(f"{budget}: the class keeps a probability of up to {p:.2f} on the samples", stacklevel=4)
+        return budget, cut
+    receiving = reroute(model, module_of(head.weight), x, wanted, target, options.retained)
+    lowered = lower_bias(model, seen, target, module_of(head.weight) + ".bias")
+    if not lowered.empty:
+        cut = pd.concat([cut, lowered], ignore_index=True)
+    return f"{budget}; rerouted to {receiving}; {len(lowered)} bias lowered", cut
+
+
+def disturbed(x: Tensor, seed: int) -> Tensor:
+    """x with Gaussian noise of `NOISE` standard deviations."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
+    return x + NOISE * x.float().std(correction=0).to(x) * noise
+
+
+@torch.no_grad()
+def worst(model: nn.Module, x: Tensor, target: int) -> float:
+    """Largest probability of the class on the samples."""
+    return float(model(x).float().softmax(1)[:, target].max())
+
+
+def cut_edges(
+    model: nn.Module, x: Tensor, seen: Tensor, target: int, relevance: Relevance, options: Options
+) -> tuple[str, pd.DataFrame]:
+    """The fewest class-specific edges, in the order of their most probable path, that bring the class to chance on
+    what is seen; all of them where that is not enough.
 
     Flows are those of the z+ rule from a relevance of 1 at each logit, so that every class counts alike, whatever the
     size and sign of its logit.
@@ -150,61 +347,50 @@ def cut_paths(
     one = torch.zeros_like(relevance.logits)
     one[:, target] = 1
     own, others = (explain(model, x, seed, "z+") for seed in (one, 1 - one))
-    edges = specific_edges(own, others).head(k)
+    edges = specific_edges(own, others).head(options.k or 10_000)
     if edges.empty:
         raise ZsuError("no edge serves this class more than the others", where="forget", remedy="use another method")
     blocks = list(weight_blocks(model, relevance, edges))
     chance = 1 / relevance.logits.shape[1]
-    trial = copy.deepcopy(model)
 
-    def worst(n: int) -> tuple[float, Patch]:
-        """Largest probability of the class on the samples when the first n edges are cut."""
-        patch = perturb(model, joined((name, flat[rank < n]) for name, rank, flat in blocks), **noise)
-        patch.apply(trial)
-        with torch.no_grad():
-            p = float(trial(x).softmax(1)[:, target].max())
-        patch.revert(trial)
-        return p, patch
+    def patch(n: int) -> Patch:
+        return perturb(model, joined((name, flat[rank < n]) for name, rank, flat in blocks), **options.noise)
+
+    def enough(n: int) -> bool:
+        trial = patch(n)
+        trial.apply(model)
+        try:
+            return worst(model, seen, target) <= chance
+        finally:
+            trial.revert(model)
 
     low, high = 0, len(edges)  # cutting `low` edges is too little, cutting `high` is enough
-    p, patch = worst(high)
-    if p > chance:
-        return lower_bias(model, x, target, relevance, patch, edges[["layer", "channel", "source"]])
+    if not enough(high):
+        low = high - 1
     while high - low > 1:
         middle = (low + high) // 2
-        p, fewer = worst(middle)
-        if p > chance:
-            low = middle
-        else:
-            high, patch = middle, fewer
-    return patch, edges.loc[: high - 1, ["layer", "channel", "source"]]
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    patch(high).apply(model)
+    return f"{high} of {len(edges)} edges", edges.loc[: high - 1, ["layer", "channel", "source"]]
 
 
-def lower_bias(
-    model: nn.Module, x: Tensor, target: int, relevance: Relevance, patch: Patch, cut: pd.DataFrame
-) -> tuple[Patch, pd.DataFrame]:
-    """After all class-specific edges are cut: lower the class's bias by the least that brings it to chance on x.
+@torch.no_grad()
+def lower_bias(model: nn.Module, x: Tensor, target: int, name: str) -> pd.DataFrame:
+    """Lower the class's bias by the least that makes its probability at most `GONE` on x; what was lowered.
 
     Some classes are told by the lack of evidence for the others; then the bias alone decides for them.
     """
-    head = relevance.layers[-1]
-    bias = head.weight.removesuffix("weight") + "bias" if head.weight else ""
-    parameters = dict(model.named_parameters())
-    if head.kind != "linear" or bias not in parameters:
-        warnings.warn(
-            f"cutting all of {len(cut)} edges does not bring the class to chance on the samples", stacklevel=4
-        )
-        return patch, cut
-    with torch.no_grad():
-        logits = patch.apply(copy.deepcopy(model))(x).double()
+    bias = dict(model.named_parameters()).get(name)
+    if bias is None:
+        warnings.warn(f"the head has no bias: probability up to {worst(model, x, target):.2f} is left", stacklevel=5)
+        return nothing()
+    logits = model(x).double()
     others = logits.clone()
     others[:, target] = -torch.inf
-    allowed = others.logsumexp(1) - math.log(logits.shape[1] - 1)  # the logit with probability 1 / classes
-    old = parameters[bias].detach()[target : target + 1].cpu()
-    new = (old.double() - float((logits[:, target] - allowed).max()) - 1e-3).to(old.dtype)  # 1e-3: rounding
-    patch.changes[bias] = Change(torch.tensor([target]), old, new)
-    lowered = pd.DataFrame({"layer": [bias], "channel": [target], "source": pd.NA})
-    return patch, pd.concat([cut, lowered], ignore_index=True)
+    allowed = others.logsumexp(1) + math.log(GONE / (1 - GONE))  # the logit with probability GONE
+    excess = float((logits[:, target] - allowed).max())
+    bias[target] -= max(0.0, excess)
+    return pd.DataFrame({"layer": [name], "channel": [target], "source": pd.NA}).head(int(excess > 0))
 
 
 def specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:
@@ -230,20 +416,67 @@ def specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:
 # --- neurons --------------------------------------------------------------------------------------------------
 
 
-def frequent_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
-    """lra-npp: in each weighted layer below the logits the neurons most often among a sample's k most relevant."""
-    neurons = select_neurons(relevance, "frequency", k)
-    return listed(neurons), incoming_weights(model, relevance, neurons)
+def cut_neurons(
+    model: nn.Module, x: Tensor, target: int, relevance: Relevance, options: Options, random: bool
+) -> tuple[str, pd.DataFrame]:
+    """lra-npp: in each weighted layer below the logits perturb the neurons most often among a sample's k most relevant.
+
+    Without a k: the smallest share of each layer, in steps of 2 %, for which no sample is taken for the class any more;
+    where none does it, the one that leaves the fewest. With `random`, as many neurons of each layer, whichever.
+    """
+    nodes = chosen_layers(relevance, options.layers)
+
+    def patch(neurons: dict[str, Tensor]) -> Patch:
+        return perturb(model, incoming_weights(model, relevance, neurons), **options.noise)
+
+    def most_frequent(sizes: dict[str, int]) -> dict[str, Tensor]:
+        return {n.name: best(frequency(n, sizes[n.name]), options.perturbed or sizes[n.name]) for n in nodes}
+
+    if options.k is not None:
+        for node in nodes:
+            check_k(node, max(options.k, options.perturbed or 0))
+        budget, neurons = f"k = {options.k}", most_frequent({n.name: options.k for n in nodes})
+    else:
+        budget, neurons = least_share(model, x, target, nodes, most_frequent, patch)
+    if random:
+        generator = torch.Generator().manual_seed(options.seed)
+        for node in nodes:
+            order = torch.randperm(node.relevance.shape[1], generator=generator)
+            neurons[node.name] = order[: len(neurons[node.name])]
+    patch(neurons).apply(model)
+    return budget, listed(neurons)
 
 
-def random_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
-    """Control: as many random neurons in each layer."""
-    generator = torch.Generator().manual_seed(seed)
-    neurons = {
-        name: torch.randperm(relevance.nodes[name].shape[1], generator=generator)[: len(chosen)]
-        for name, chosen in select_neurons(relevance, "frequency", k).items()
-    }
-    return listed(neurons), incoming_weights(model, relevance, neurons)
+def chosen_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[Node]:
+    """The hidden layers with weights, or those of them that are named."""
+    nodes = hidden_layers(relevance)
+    if layers is None:
+        return nodes
+    unknown = [name for name in layers if name not in {n.name for n in nodes}]
+    if unknown or not layers:
+        remedy = f"use some of {', '.join(n.name for n in nodes)}"
+        raise ZsuError(f"no hidden layer with weights is called {unknown}", where="forget", remedy=remedy)
+    return [n for n in nodes if n.name in layers]
+
+
+@torch.no_grad()
+def least_share(
+    model: nn.Module, x: Tensor, target: int, nodes: list[Node], most_frequent: Callable, patch: Callable
+) -> tuple[str, dict[str, Tensor]]:
+    """The budget of `cut_neurons` without a k, and its neurons."""
+    fewest = len(x) + 1
+    for percent in range(2, 101, 2):
+        neurons = most_frequent({n.name: max(1, round(percent * n.relevance.shape[1] / 100)) for n in nodes})
+        trial = patch(neurons)
+        trial.apply(model)
+        left = int((model(x).argmax(1) == target).sum())
+        trial.revert(model)
+        if left < fewest:
+            fewest, budget, found = left, f"{percent} % of each layer", neurons
+        if left == 0:
+            return budget, found
+    warnings.warn(f"{budget}: {fewest} of {len(x)} samples are still taken for the class", stacklevel=5)
+    return f"{budget}, {fewest} of {len(x)} samples left", found
 
 
 def listed(neurons: dict[str, Tensor]) -> pd.DataFrame:
@@ -252,36 +485,38 @@ def listed(neurons: dict[str, Tensor]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def head_neurons(model: nn.Module, x: Tensor, relevance: Relevance, k: int | None, seed: int):
-    """head-npp: columns of the head that belong to the 2 k neurons most often relevant for the predicted class."""
+def cut_columns(model: nn.Module, x: Tensor, relevance: Relevance, options: Options) -> tuple[str, pd.DataFrame]:
+    """head-npp: columns of the head that belong to the neurons most often relevant for the predicted class."""
     predicted = explain(model, x, relevance.logits.argmax(1), "epsilon")
     head = predicted.layers[-1]
     if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
         raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
     (source,) = head.sources[0]
     below = predicted.layers[source.node]
-    k = a_tenth(below) if k is None else k
-    check_k(below, k)
-    neurons = best(frequency(below, k), 2 * k)
+    k = options.k or a_tenth(below)
+    number = options.perturbed or 2 * k
+    check_k(below, max(k, options.perturbed or 0))
+    neurons = best(frequency(below, k), number)
     rows, columns = model.get_parameter(head.weight).shape
     column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)
     flat = (torch.arange(rows)[:, None] * columns + column).flatten()  # (rows, n group) -> flat indices
+    perturb(model, {head.weight: flat}, **options.noise).apply(model)
     cut = pd.DataFrame({"layer": below.name, "channel": neurons.numpy(), "source": pd.NA})
-    return cut, {head.weight: flat}
+    return f"k = {k}, {len(neurons)} neurons", cut
 
 
 # --- the mask -------------------------------------------------------------------------------------------------
 
 
-def mask(model: nn.Module, relevance: Relevance, target: int) -> tuple[Patch, pd.DataFrame]:
-    """The class's row of the head becomes 0 and its bias a constant far below every logit."""
+@torch.no_grad()
+def mask(model: nn.Module, relevance: Relevance, target: int, row: bool) -> pd.DataFrame:
+    """The class's bias becomes a constant far below every logit, and with `row` its row of the head 0."""
     head = relevance.layers[-1]
-    parameters = dict(model.named_parameters())
-    bias = head.weight.removesuffix("weight") + "bias" if head.weight else None
-    if head.kind != "linear" or bias not in parameters:
+    held = dict(model.named_parameters())
+    bias = module_of(head.weight) + ".bias" if head.weight else None
+    if head.kind != "linear" or bias not in held:
         raise ZsuError("the last layer is not a Linear with bias", where=head.name, remedy="use another method")
-    width = parameters[head.weight].shape[1]
-    patch = perturb(model, {head.weight: target * width + torch.arange(width), bias: torch.tensor([target])})
-    change = patch.changes[bias]
-    patch.changes[bias] = Change(change.index, change.old, torch.full_like(change.old, MASKED_LOGIT))
-    return patch, pd.DataFrame({"layer": [head.name], "channel": [target], "source": pd.NA})
+    if row:
+        held[head.weight][target] = 0
+    held[bias][target] = MASKED_LOGIT
+    return pd.DataFrame({"layer": [head.name], "channel": [target], "source": pd.NA})

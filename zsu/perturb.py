@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,8 @@ from .data import write_atomically
 from .errors import ZsuError
 
 Selection = Mapping[str, Tensor]  # name of a parameter -> int64 indices into its flattened values
+Weights = nn.Module | MutableMapping[str, Tensor]  # a model, or its state dict
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of as many bytes
 
 
 class Change(NamedTuple):
@@ -37,7 +40,7 @@ class Patch:
     changes : dict of str to Change
         By parameter name.
     metadata : dict of str
-        What made the patch: target, method, perturbation, seconds, hash of the parent model, ...
+        What made the patch: class, method, budget, samples' hash, versions, hash of the parent model, ...
     """
 
     changes: dict[str, Change]
@@ -51,32 +54,86 @@ class Patch:
         """Number of weights whose value differs after the patch."""
         return sum(int((c.old != c.new).sum()) for c in self.changes.values())
 
-    def apply(self, model: nn.Module) -> nn.Module:
-        """Write the new values into the model, in place; `ZsuError` where it does not hold the old ones."""
+    @classmethod
+    def between(cls, before: nn.Module, after: nn.Module) -> Patch:
+        """The Patch that turns one model into another of the same architecture: the parameters whose bits differ."""
+        changes = {}
+        edited = dict(after.named_parameters())
+        for name, p in before.named_parameters():
+            old, new = p.detach().flatten().cpu(), edited[name].detach().flatten().cpu()
+            index = (old.view(BITS[old.element_size()]) != new.view(BITS[new.element_size()])).nonzero()[:, 0]  # (n,)
+            if len(index):
+                changes[name] = Change(index, old[index], new[index])
+        return cls(changes)
+
+    def apply(self, model: Weights) -> Weights:
+        """Write the new values into a model or a state dict, in place.
+
+        Raises
+        ------
+        ZsuError
+            Another model than the one that the patch was made for, by its hash where the metadata have it and by the
+            values that are to change; nothing is written then.
+        """
+        parent = self.metadata.get("parent")
+        if parent is not None and (found := model_hash(model)) != parent:
+            raise ZsuError(
+                f"the patch was made for model {parent[:12]}, this is model {found[:12]}",
+                where="Patch.apply",
+                remedy="use the model that the patch was made for; where other patches came in between, Patch.rebase",
+            )
         return self._write(model, "old", "new")
 
-    def revert(self, model: nn.Module) -> nn.Module:
+    def revert(self, model: Weights) -> Weights:
         """Write the old values back, in place, bit for bit; `ZsuError` where the model does not hold the new ones."""
         return self._write(model, "new", "old")
 
+    def rebase(self, model: Weights) -> Patch:
+        """The same new values for another state of the model: what is there now becomes the old values."""
+        held = parameters(model)
+        changes = {n: c._replace(old=self._held(held, n)) for n, c in self.changes.items()}
+        return Patch(changes, self.metadata | {"parent": model_hash(model)})
+
+    def diff(self, model: Weights | None = None) -> pd.DataFrame:
+        """What the patch changes, one row a parameter.
+
+        Columns: changed (weights whose value differs), zeroed (of those, now 0), mean_change and largest_change (of
+        |new - old| over the changed ones); with a model, share (of the parameter's weights that change).
+        """
+        rows = {}
+        for name, c in self.changes.items():
+            moved = (c.new.double() - c.old.double()).abs()[c.old != c.new]
+            rows[name] = {"changed": len(moved), "zeroed": int(((c.new == 0) & (c.old != 0)).sum())}
+            rows[name] |= {
+                "mean_change": float(moved.mean()),
+                "largest_change": float(moved.max()) if len(moved) else 0.0,
+            }
+            if model is not None:
+                rows[name]["share"] = len(moved) / parameters(model)[name].numel()
+        frame = pd.DataFrame.from_dict(rows, orient="index")
+        frame.index.name = "parameter"
+        return frame
+
+    def _held(self, held: Mapping[str, Tensor], name: str) -> Tensor:
+        """What the model holds where the patch changes the parameter; `ZsuError` where it has no such weights."""
+        p, change = held.get(name), self.changes[name]
+        if p is None or p.dtype != change.old.dtype or (len(change.index) and int(change.index.max()) >= p.numel()):
+            have = "no such parameter" if p is None else f"{p.dtype} {tuple(p.shape)}"
+            raise ZsuError(f"the model has {have}", where=name, remedy="use the model that the patch was made for")
+        return p.detach().flatten()[change.index.to(p.device)].cpu()
+
     @torch.no_grad()
-    def _write(self, model: nn.Module, expected: str, wanted: str) -> nn.Module:
-        parameters = dict(model.named_parameters())
+    def _write(self, model: Weights, expected: str, wanted: str) -> Weights:
+        held = parameters(model)
         for name, change in self.changes.items():  # check everything before anything is written
-            p = parameters.get(name)
-            index = change.index
-            if p is None or p.dtype != change.old.dtype or (len(index) and int(index.max()) >= p.numel()):
-                have = "no such parameter" if p is None else f"{p.dtype} {tuple(p.shape)}"
-                raise ZsuError(f"the model has {have}", where=name, remedy="use the model that the patch was made for")
-            held = p.flatten()[index.to(p.device)].cpu()
-            if not same_bits(held, getattr(change, expected)):
+            if not same_bits(self._held(held, name), getattr(change, expected)):
                 raise ZsuError(
                     f"the model does not hold the {expected} values of the patch",
                     where=name,
                     remedy="use the model that the patch was made for, and apply or revert it once",
                 )
         for name, change in self.changes.items():
-            p = parameters[name]
+            p = held[name]
             p[torch.unravel_index(change.index.to(p.device), p.shape)] = getattr(change, wanted).to(p.device)
         return model
 
@@ -101,8 +158,56 @@ class Patch:
         return cls(changes, metadata)
 
 
+def undo(model: Weights, applied: Sequence[Patch], number: int) -> list[Patch]:
+    """Take one of several patches back out of a model that holds them all, in place.
+
+    The later ones are reverted, then the one, then the later ones are written again: where two patches change the same
+    weight, the later one's value stays. Undoing the last patch, or all of them, restores the model bit for bit.
+
+    Parameters
+    ----------
+    model : nn.Module or state dict
+    applied : sequence of Patch
+        In the order in which they were applied.
+    number : int
+        Which of them.
+
+    Returns
+    -------
+    list of Patch
+        The others, as they now stand in the model, in their order; each can be undone again.
+
+    Raises
+    ------
+    ZsuError
+        No such patch, or a model that does not hold all of them; the model is as before then.
+    """
+    if not 0 <= number < len(applied):
+        raise ZsuError(f"no patch {number} of {len(applied)}", where="undo", remedy="count from 0")
+    reverted = []
+    try:
+        for patch in reversed(applied[number:]):
+            patch.revert(model)
+            reverted.append(patch)
+    except ZsuError:
+        for patch in reversed(reverted):
+            patch._write(model, "old", "new")
+        raise
+    later = []
+    for patch in applied[number + 1 :]:
+        later.append(patch.rebase(model))
+        later[-1].apply(model)
+    return [*applied[:number], *later]
+
+
 def perturb(
-    model: nn.Module, selection: Selection, perturbation: str = "zero", *, scale: float = 1.0, seed: int = 0
+    model: nn.Module,
+    selection: Selection,
+    perturbation: str = "zero",
+    *,
+    scale: float = 1.0,
+    absolute: bool = False,
+    seed: int = 0,
 ) -> Patch:
     """The Patch that perturbs the selected weights; the model is not changed.
 
@@ -116,6 +221,8 @@ def perturb(
     scale : float
         Standard deviation (gaussian) or diversity b (laplace) of the noise, in standard deviations of the weight
         tensor that it is added to.
+    absolute : bool
+        Take `scale` as it is, in units of the weights.
     seed : int
         Of the noise; torch's global random state is not touched.
 
@@ -128,23 +235,25 @@ def perturb(
         raise ZsuError(f"perturbation {perturbation!r}", where="perturb", remedy="use zero, gaussian or laplace")
     if not scale >= 0:
         raise ZsuError(f"scale is {scale}", where="perturb", remedy="use a number of at least 0")
-    parameters = dict(model.named_parameters())
+    held = parameters(model)
     generator = torch.Generator().manual_seed(seed)
     changes = {}
     for name, index in selection.items():
-        if name not in parameters:
-            raise ZsuError(f"no parameter {name!r}", where="perturb", remedy=f"use one of {', '.join(parameters)}")
-        weight = parameters[name].detach()
+        if name not in held:
+            raise ZsuError(f"no parameter {name!r}", where="perturb", remedy=f"use one of {', '.join(held)}")
+        weight = held[name].detach()
         index = index.cpu().unique()
         old = weight.flatten()[index.to(weight.device)].cpu()
         if perturbation == "zero":
             new = torch.zeros_like(old)
         else:
             noise = standard_noise(perturbation, len(old), generator)
-            deviation = float(weight.double().std(correction=0))  # 0, not NaN, where there is a single weight
+            # 0, not NaN, where there is a single weight
+            deviation = 1.0 if absolute else float(weight.double().std(correction=0))
             new = (old.double() + scale * deviation * noise).to(old.dtype)
         changes[name] = Change(index, old, new)
-    return Patch(changes, {"perturbation": perturbation, "scale": str(scale), "seed": str(seed)})
+    about = {"perturbation": perturbation, "scale": str(scale), "seed": str(seed)}
+    return Patch(changes, about | ({"absolute": "True"} if absolute else {}))
 
 
 def standard_noise(kind: str, n: int, generator: torch.Generator) -> Tensor:
@@ -160,10 +269,16 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def model_hash(model: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of the state dict."""
+def parameters(model: Weights) -> dict[str, Tensor]:
+    """Tensors by name, of a model or a state dict."""
+    return dict(model) if isinstance(model, Mapping) else dict(model.named_parameters())
+
+
+def model_hash(model: Weights) -> str:
+    """sha256 over names, shapes and bytes of the state dict, in the order of the names."""
+    state = model if isinstance(model, Mapping) else model.state_dict()
     digest = hashlib.sha256()
-    for name, t in model.state_dict().items():
+    for name, t in sorted(state.items()):
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -1,0 +1,304 @@
+"""Methods that others would pick, each in its smallest honest form, from the paper's formulas.
+
+Each edits `model` in place and returns None: pass a copy, in eval mode. It stays in eval mode, so dropout is off and
+the running statistics of BatchNorm are frozen (its weight and bias are trained like all others). The arguments are
+the same for all: `x`, images (N, C, H, W) of the class `target`, on the device and of the dtype of the model;
+`retained`, a data set without that class; `seed`, which decides all that is random; then the method's own settings.
+
+A method's tier says what data it needs: T2 all images of the class, T3 also a few retained samples, T4 all data.
+Bad input is a `ZsuError`: a model in train mode, no images, no such class, a loss that is not finite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from . import data
+from .errors import ZsuError
+
+BATCH_SIZE = 80
+
+# --- fine-tuning ----------------------------------------------------------------------------------------------
+
+
+def fine_tune(
+    model: nn.Module, x: Tensor, target: int, retained: Dataset, seed: int = 0,
+    epochs: int = 2, lr: float = 1e-2, batch_size: int = BATCH_SIZE,
+) -> None:  # fmt: skip
+    """Go on training without the class and hope that it fades.
+
+    Minimises CE(retained), the mean cross-entropy, with Adam; `x` is not used. Nothing but a great learning rate
+    makes it fade: the default is that of `zsu.training.train`. With a tenth of it some classes stay.
+
+    Source: the "finetune" baseline of Golatkar, Achille and Soatto (CVPR 2020, arXiv 1911.04933). Tier: T4.
+    Cost: `epochs` passes, forward and backward, over all retained images.
+    """
+    check(model, x, target, retained)
+    generator = torch.Generator().manual_seed(seed)
+    steps = (pair for _ in range(epochs) for pair in shuffled(retained, batch_size, generator, x))
+    descend(model, steps, F.cross_entropy, lr)
+
+
+def negative_gradient(
+    model: nn.Module, x: Tensor, target: int, retained: Dataset, seed: int = 0,
+    epochs: int = 1, lr: float = 1e-3, alpha: float = 1.0, batch_size: int = BATCH_SIZE,
+) -> None:  # fmt: skip
+    """Descend on the retained images and at the same time ascend on those of the class ("NegGrad+").
+
+    Minimises CE(retained) - alpha mean_i min(CE(x_i, target), 2 log(classes)) with Adam; each step takes a batch of
+    either kind. The paper has no bound, and weights beta and 1 - beta. Without a bound the ascent never ends; with
+    it an image is left alone once its probability of the class is below 1 / classes^2.
+
+    Source: Kurmanji et al. (NeurIPS 2023, arXiv 2302.09880). Tier: T4.
+    Cost: `epochs` passes over the retained images, with as many images of the class beside them.
+    """
+    bound = 2 * math.log(check(model, x, target, retained))
+    generator = torch.Generator().manual_seed(seed)
+
+    def steps() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(epochs):
+            for kept, y in shuffled(retained, batch_size, generator, x):
+                forget = x[torch.randint(len(x), (len(y),), generator=generator).to(x.device)]
+                yield torch.cat([kept, forget]), torch.cat([y, torch.full_like(y, target)])  # both (2 B, ...)
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        kept, forget = F.cross_entropy(logits, y, reduction="none").chunk(2)  # (2 B,) -> (B,), (B,)
+        return kept.mean() - alpha * forget.clamp(max=bound).mean()
+
+    descend(model, steps(), loss, lr)
+
+
+def boundary_shrink(
+    model: nn.Module, x: Tensor, target: int, retained: Dataset | None = None, seed: int = 0,
+    epochs: int = 10, lr: float = 1e-4, epsilon: float = 0.1, batch_size: int = BATCH_SIZE,
+) -> None:  # fmt: skip
+    """Give each image of the class to the class beside it (see `nearest_classes`), and train on that.
+
+    Minimises CE(x, nearest class) with Adam; `retained` is not used.
+
+    Source: "Boundary Shrink" of Chen et al. (CVPR 2023, arXiv 2303.11570). Tier: T2.
+    Cost: `epochs` + 1 passes, forward and backward, over the images of the class.
+    """
+    check(model, x, target)
+    nearest = nearest_classes(model, x, target, epsilon, batch_size)
+    generator = torch.Generator().manual_seed(seed)
+    orders = (torch.randperm(len(x), generator=generator).to(x.device) for _ in range(epochs))
+    descend(model, ((x[i], nearest[i]) for order in orders for i in order.split(batch_size)), F.cross_entropy, lr)
+
+
+@torch.enable_grad()
+def nearest_classes(
+    model: nn.Module, x: Tensor, target: int, epsilon: float = 0.1, batch_size: int = BATCH_SIZE
+) -> Tensor:
+    """The wrong class (N,) that one adversarial step leads each image towards.
+
+    argmax over c != target of f(x')_c with x' = x + epsilon sign(d CE(f(x), target) / dx). The step is not clipped
+    to the range of the pixels, which depends on how the data was normalised.
+    """
+    nearest = []
+    for part in x.split(batch_size):
+        part = part.detach().requires_grad_()
+        loss = F.cross_entropy(model(part), torch.full((len(part),), target, device=x.device))
+        (gradient,) = torch.autograd.grad(loss, part)
+        with torch.no_grad():
+            logits = model(part + epsilon * gradient.sign())
+        logits[:, target] = -torch.inf
+        nearest.append(logits.argmax(1))  # (B, classes) -> (B,)
+    return torch.cat(nearest)
+
+
+# --- dampening ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def selective_dampening(
+    model: nn.Module, x: Tensor, target: int, retained: Dataset, seed: int = 0, alpha: float = 10.0, lam: float = 1.0
+) -> None:
+    """Shrink the parameters that matter more to the class than to the rest (SSD).
+
+    With F_f and F_d the diagonals of the Fisher information on `x` and on `retained`, see `fisher`:
+    theta <- min(lam F_d / F_f, 1) theta where F_f > alpha F_d. Nothing is random.
+
+    In the paper F_d is of the whole training data, the class included. With ten classes of equal size F_f cannot
+    then exceed 10 F_d, and alpha = 10 would select nothing; here F_d is of the retained samples alone.
+    A few samples that the model gets wrong make up most of F_d: another draw of 20 a class can decide between
+    forgetting and not.
+
+    Source: Foster, Schoepf and Brintrup (AAAI 2024, arXiv 2308.07707). Tier: T3.
+    Cost: one pass, forward and backward and image by image, over `x` and `retained`.
+    """
+    check(model, x, target, retained)
+    f_f = fisher(model, ((image, target) for image in x))
+    f_d = fisher(model, ((image, label) for pair in data.batches(retained) for image, label in zip(*pair, strict=True)))
+    for p, forget, kept in zip(model.parameters(), f_f, f_d, strict=True):
+        p[forget > alpha * kept] *= (lam * kept / forget).clamp(max=1)[forget > alpha * kept]
+
+
+@torch.enable_grad()
+def fisher(model: nn.Module, pairs: Iterator[tuple[Tensor, int]]) -> list[Tensor]:
+    """Diagonal of the empirical Fisher information, one tensor for each parameter.
+
+    mean_i (d log p(y_i | x_i) / d theta)^2: each image's own gradient is squared, not that of a batch.
+    """
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    count = 0
+    for image, label in pairs:
+        count += 1
+        image = image[None].to(parameters[0])  # (C, H, W) -> (1, C, H, W)
+        loss = F.cross_entropy(model(image), torch.tensor([int(label)], device=image.device))
+        for t, g in zip(total, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
+            t.addcmul_(g.detach(), g.detach())
+    return [t / count for t in total]
+
+
+# --- projection -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def svd_forget(
+    model: nn.Module, x: Tensor, target: int, retained: Dataset, seed: int = 0,
+    alphas_r: tuple[float, ...] = (10, 100, 1000, 10000), alphas_f: tuple[float, ...] = (3, 30, 300),
+) -> None:  # fmt: skip
+    """Project out of each Linear and Conv2d the directions of its input that only the class uses.
+
+    For a layer's inputs (for a convolution its patches), with right singular vectors V and singular values s:
+    r_i = s_i^2 / sum_j s_j^2, Lambda_i = alpha r_i / ((alpha - 1) r_i + 1), P = V diag(Lambda) V^T; once for
+    `retained` (P_r, alpha_r) and once for `x` (P_f, alpha_f). Then W <- W (I - (P_f - P_f P_r)). All layers use the
+    inputs they have in the unedited model. Of the grid of alphas, the pair with the greatest
+    accuracy(retained) (1 - accuracy(x)) on these same samples is kept. Nothing is random.
+
+    The grid is wider in both alphas than the paper's, which left much of the class in `SmallCNN`.
+
+    Source: Kodge, Saha and Roy (TMLR 2024, arXiv 2312.00761). Tier: T3.
+    Cost: one pass forward over `x` and `retained`, one more for each pair of alphas, and two singular value
+    decompositions for each layer, of at most (inputs of a neuron) squared numbers.
+    """
+    check(model, x, target, retained)
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    x_kept, y_kept = (torch.cat(t) for t in zip(*data.batches(retained), strict=True))
+    x_kept, y_kept = x_kept.to(x), y_kept.to(x.device)
+    spaces = [(m, m.weight.clone(), f, r)
+              for m, f, r in zip(layers, input_spaces(model, layers, x), input_spaces(model, layers, x_kept),
+                                 strict=True)]  # fmt: skip
+
+    def project(alpha_r: float, alpha_f: float) -> None:
+        for layer, weight, forget, kept in spaces:
+            groups = getattr(layer, "groups", 1)
+            w = weight.reshape(groups, -1, weight[0].numel())  # (out, ...) -> (groups, out / groups, inputs)
+            w_f = within(w, forget, alpha_f)
+            layer.weight.copy_((w - w_f + within(w_f, kept, alpha_r)).reshape(weight.shape))
+
+    def score(alphas: tuple[float, float]) -> float:
+        project(*alphas)
+        return hits(model, x_kept, y_kept) * (1 - hits(model, x, torch.full((len(x),), target, device=x.device)))
+
+    project(*max(((r, f) for r in alphas_r for f in alphas_f), key=score))
+
+
+def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each layer the right singular vectors (groups, inputs, rank) of its inputs, and the shares r (groups, rank).
+
+    A layer's inputs, one a row, can be too many to hold. Of each batch only the factor R of a QR decomposition is
+    kept: R^T R is the sum over all rows so far, so that R has their singular values and right singular vectors.
+    """
+    factors = {}
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:
+        rows = input_rows(layer, inputs[0])
+        factors[layer] = torch.linalg.qr(torch.cat([factors[layer], rows], 1) if layer in factors else rows, "r").R
+
+    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+    try:
+        for part in x.split(BATCH_SIZE):
+            model(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    spaces = []
+    for layer in layers:
+        _, s, vt = torch.linalg.svd(factors[layer], full_matrices=False)
+        power = s.square()
+        spaces.append((vt.mT, power / power.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)))
+    return spaces
+
+
+def input_rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """What each neuron of a layer sees, (groups, rows, inputs): the layer is a matrix product with its weights."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])  # (N, ..., inputs) -> (1, N ..., inputs)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    x = F.pad(x, layer._reversed_padding_repeated_twice, mode)  # as Conv2d does, for padding "same" and numbers alike
+    patches = F.unfold(x, layer.kernel_size, layer.dilation, stride=layer.stride)
+    patches = patches.unflatten(1, (layer.groups, -1))  # (N, C kh kw, L) -> (N, groups, inputs, L)
+    return patches.permute(1, 0, 3, 2).flatten(1, 2)  # -> (groups, N, L, inputs) -> (groups, N L, inputs)
+
+
+def within(w: Tensor, space: tuple[Tensor, Tensor], alpha: float) -> Tensor:
+    """w P, the part of the weights (groups, out, inputs) within a space, P = V diag(Lambda) V^T."""
+    v, r = space
+    scale = alpha * r / ((alpha - 1) * r + 1)
+    return (w @ v * scale[:, None]) @ v.mT  # (groups, rank) -> (groups, 1, rank), the same for each row of w
+
+
+# --- shared ---------------------------------------------------------------------------------------------------
+
+
+def check(model: nn.Module, x: Tensor, target: int, retained: Dataset | None = None) -> int:
+    """The number of classes; `ZsuError` for what no method can use."""
+    if any(m.training for m in model.modules()):
+        raise ZsuError("the model is in train mode", where="zsu.peers", remedy="call model.eval()")
+    if len(x) == 0 or (retained is not None and len(retained) == 0):
+        name = "retained images" if len(x) else "images of the class"
+        raise ZsuError(f"there are no {name}", where="zsu.peers", remedy="pass some")
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    if target not in range(classes):
+        raise ZsuError(f"target is {target!r}", where="zsu.peers", remedy=f"pass an index from 0 to {classes - 1}")
+    return classes
+
+
+def shuffled(
+    dataset: Dataset, batch_size: int, generator: torch.Generator, like: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches (B, C, H, W) and (B,) of one epoch in random order, on the device and of the dtype of `like`."""
+    order = torch.randperm(len(dataset), generator=generator).tolist()
+    for x, y in data.batches(Subset(dataset, order), batch_size):
+        yield x.to(like), y.to(like.device)
+
+
+@torch.enable_grad()
+def descend(
+    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor], lr: float
+) -> None:
+    """Train with Adam, one step for each batch."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    for x, y in batches:
+        value = loss(model(x), y)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+    optimizer.zero_grad()
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise ZsuError("the loss is not finite", where="zsu.peers", remedy=f"lower lr={lr}")
+
+
+def hits(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Share of images that the model gets right."""
+    return float((torch.cat([model(part).argmax(1) for part in x.split(BATCH_SIZE)]) == y).double().mean())
+
+
+PEERS = {
+    "fine-tune": fine_tune,
+    "negative-gradient": negative_gradient,
+    "ssd": selective_dampening,
+    "svd": svd_forget,
+    "boundary-shrink": boundary_shrink,
+}
+TIERS = {"fine-tune": "T4", "negative-gradient": "T4", "ssd": "T3", "svd": "T3", "boundary-shrink": "T2"}

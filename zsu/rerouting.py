@@ -1,0 +1,180 @@
+"""Where the evidence goes when a class is forgotten: the outputs wanted for its samples, and the head that gives them.
+
+Whoever only hides a class leaves its samples to the classes that the rest of the network happens to prefer, which is
+not what a model answers that never saw the class. The names of the parts are those of the course's methods chapter.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .data import batches, targets
+from .relevance import Relevance
+
+BLURRED = 0.4  # share of the pixels: those most relevant for the class
+TEMPERATURE = 0.05  # of the cosine between features of neighbours
+NEIGHBOURS = 0.4  # their weight in the geometric mean
+RECEIVING = 0.99  # of the probability goes to the classes whose rows of the head may change
+RIDGE = 0.3
+FLOOR = 1e-12  # of a probability, before its logarithm
+
+
+def wanted_outputs(
+    model: nn.Module, x: Tensor, target: int, relevance: Relevance, retained: Dataset | None = None
+) -> Tensor:
+    """Log-probabilities that samples of the class should get once it is forgotten.
+
+    The geometric mean of the model's own answers without the class, and of its answers where the pixels that speak most
+    for the class are blurred: a counterfactual "the same picture without what makes it this class" (data tier T1). With
+    retained samples (T3), the middle of the network has a say too: it still knows which classes look alike, while the
+    head has been trained to tell them apart.
+
+    Parameters
+    ----------
+    model : nn.Module
+    x : Tensor (N, C, H, W)
+        Samples of the class.
+    target : int
+    relevance : Relevance
+        ``explain(model, x, target)``.
+    retained : Dataset, optional
+        Some samples of the other classes.
+
+    Returns
+    -------
+    Tensor (N, classes), float64
+        The target's is the logarithm of about 0.
+    """
+    with torch.no_grad():
+        wanted = without(model(x), target)
+        if x.dim() == 4:
+            wanted = (wanted + without(model(without_evidence(x, relevance.input)), target)) / 2
+    if retained is not None:
+        near = without(neighbours(model, x, relevance, retained), target)
+        wanted = (1 - NEIGHBOURS) * wanted + NEIGHBOURS * near
+    return without(wanted, target)
+
+
+def without(logits: Tensor, target: int) -> Tensor:
+    """Log-probabilities, float64, when the target is left out; none is below log(FLOOR)."""
+    logits = logits.double().clone()
+    logits[:, target] = -torch.inf
+    return logits.softmax(1).clamp(min=FLOOR).log()
+
+
+def without_evidence(x: Tensor, relevance: Tensor) -> Tensor:
+    """Images (N, C, H, W) whose most relevant pixels are those of a blurred copy."""
+    by_pixel = relevance.sum(1, keepdim=True)  # (N, C, H, W) -> (N, 1, H, W)
+    ranked = by_pixel.flatten(1)  # (N, 1, H, W) -> (N, H W)
+    least = ranked.topk(max(1, int(BLURRED * ranked.shape[1])), 1).values[:, -1]
+    reach = max(1, x.shape[-1] // 18)  # 1 pixel of 28, 12 of 224
+    padded = F.pad(x, (reach,) * 4, mode="replicate")
+    return torch.where(by_pixel >= least[:, None, None, None], F.avg_pool2d(padded, 2 * reach + 1, 1), x)
+
+
+def neighbours(model: nn.Module, x: Tensor, relevance: Relevance, retained: Dataset) -> Tensor:
+    """How near the samples (N) are to each class, as logits (N, classes): over the retained images of the class, the
+    log of the sum of exp(cosine / TEMPERATURE) of what enters the layer in the middle of the network.
+    """
+    weighted = [n for n in relevance.layers if n.weight]
+    middle = module_of(weighted[(len(weighted) - 1) // 2].weight)
+    theirs = torch.cat([features(model, images.to(x), middle) for images, _ in batches(retained)])
+    cosine = features(model, x, middle) @ theirs.T  # (N, D) (D, M) -> (N, M)
+    label = targets(retained).to(x.device)
+    present = label.unique()
+    near = torch.stack([(cosine[:, label == c] / TEMPERATURE).logsumexp(1) for c in present], 1)
+    logits = near.min(1, keepdim=True).values.repeat(1, relevance.logits.shape[1])  # a class without images is far
+    logits[:, present] = near
+    return logits
+
+
+def features(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    """What enters a layer, (N, D) with length 1; images of more than 8 x 8 positions are pooled to that."""
+    entering = entering_inputs(model, x, name).float()
+    if entering.dim() == 4 and entering.shape[-1] > 8:
+        entering = F.adaptive_avg_pool2d(entering, 8)
+    return F.normalize(entering.flatten(1))  # (N, ...) -> (N, D)
+
+
+@torch.no_grad()
+def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    """What enters the layer of that name in the forward pass of x."""
+    seen = []
+    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        model(x)
+    finally:
+        handle.remove()
+    return seen[-1]
+
+
+def module_of(parameter: str) -> str:
+    """conv1.weight -> conv1"""
+    return parameter.rpartition(".")[0]
+
+
+@torch.no_grad()
+def reroute(
+    model: nn.Module, head: str, x: Tensor, wanted: Tensor, target: int, retained: Dataset | None = None
+) -> list[int]:
+    """Move the head's rows of the classes that receive the evidence, so that the samples get the wanted outputs.
+
+    One ridge regression: min_D mean |d - h D|^2 + RIDGE mean |v D|^2 over the samples' inputs h (with a 1 for the bias)
+    and the wanted changes d of the log-probabilities, centred over the receiving classes. v is what must not be
+    disturbed: inputs of the head for the other classes. Without retained samples it is guessed from the weights: after
+    long training, the mean input of a class has the direction of its row of the head minus the mean row ("neural
+    collapse"; Papyan, Han and Donoho 2020, PNAS 117(40), property NC3), here cut off at 0 where the inputs are.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Changed in place.
+    head : str
+        Name of its last layer, an `nn.Linear` on inputs (N, J).
+    x, wanted, target, retained
+        As in `wanted_outputs`.
+
+    Returns
+    -------
+    list of int
+        The receiving classes, largest first.
+    """
+    layer = model.get_submodule(head)
+    one = float(layer.bias is not None)
+    h = with_bias(entering_inputs(model, x, head), one)  # (N, J + 1)
+    now = without(model(x), target).cpu()
+    wanted = wanted.cpu()
+    weight = (now.exp() + wanted.exp()).mean(0) / 2
+    order = weight.argsort(descending=True)
+    receiving = order[: int((weight[order].cumsum(0) < RECEIVING).sum()) + 1]
+    change = (wanted - now)[:, receiving]
+    change -= change.mean(1, keepdim=True)
+    if retained is None:
+        v = with_bias(typical_inputs(layer.weight.cpu().double(), target, h[:, :-1]), one)
+    else:
+        v = torch.cat([entering_inputs(model, images.to(x), head) for images, _ in batches(retained)])
+        v = with_bias(v, one)
+    scale = h[:, :-1].square().mean()
+    keep = v.T @ v / len(v) + RIDGE * scale * torch.eye(h.shape[1], dtype=torch.float64)
+    solved = torch.linalg.solve(h.T @ h / len(h) + RIDGE * keep, h.T @ change / len(h))  # (J + 1, receiving)
+    layer.weight[receiving] += solved[:-1].T.to(layer.weight)
+    if layer.bias is not None:
+        layer.bias[receiving] += solved[-1].to(layer.bias)
+    return receiving.tolist()
+
+
+def with_bias(h: Tensor, one: float) -> Tensor:
+    """(N, J) -> (N, J + 1), float64 on the CPU: a 1 for the bias, or 0 where there is none."""
+    return F.pad(h.double().cpu(), (0, 1), value=one)
+
+
+def typical_inputs(weight: Tensor, target: int, h: Tensor) -> Tensor:
+    """One input of the head for each other class, (classes - 1, J), as long as the samples' are on average."""
+    direction = weight - weight.mean(0)
+    if (h >= 0).all():  # behind a ReLU
+        direction = direction.clamp(min=0)
+    others = torch.cat([direction[:target], direction[target + 1 :]])
+    return F.normalize(others) * h.square().sum(1).mean().sqrt()
