@@ -116,7 +116,8 @@ def load(
         ``"fashion-mnist"``, ``"mnist"``, ``"cifar10"``, ``"cifar100"`` (torchvision; upper or lower case),
         or a folder DIR with DIR/train/CLASS/* and DIR/test/CLASS/* (or DIR/val/CLASS/*).
     root : path
-        Where torchvision keeps its files; unused for the others.
+        Where torchvision keeps its files, or a folder with the IDX files of ``"mnist"`` or ``"fashion-mnist"``, such as
+        that of Debian's package dataset-fashion-mnist; unused for the others.
     download : bool
         Whether torchvision may download what is missing in `root`.
     transform : callable, optional
@@ -168,6 +169,8 @@ def _load_mini(transform: Callable | None) -> Splits:
 
 
 def _load_torchvision(name: str, root: str | os.PathLike, download: bool, transform: Callable | None) -> Splits:
+    if name in ("mnist", "fashion-mnist") and any(Path(root).glob("train-images-idx3-ubyte*")):
+        return _load_idx(name, root, transform)
     try:
         parts = [TORCHVISION[name](root, train=train, download=download) for train in (True, False)]
     except Exception as error:  # no network, no permission, damaged files: torchvision raises many types
@@ -179,6 +182,17 @@ def _load_torchvision(name: str, root: str | os.PathLike, download: bool, transf
         ) from error
     return Splits(*(Images(_channels_first(p.data), torch.as_tensor(p.targets), p.classes, transform)
                     for p in parts))  # fmt: skip
+
+
+def _load_idx(name: str, folder: str | os.PathLike, transform: Callable | None) -> Splits:
+    parts = []
+    for prefix in IDX_PREFIX.values():
+        images, labels = (
+            _read_idx(_find_idx(folder, f"{prefix}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")
+        )
+        images, labels = (torch.from_numpy(a.copy()) for a in (images, labels))  # the file's bytes are read-only
+        parts.append(Images(images[:, None], labels, TORCHVISION[name].classes, transform))  # (N, H, W) -> (N, 1, H, W)
+    return Splits(*parts)
 
 
 def _channels_first(data) -> torch.Tensor:

@@ -16,9 +16,11 @@ from .relevance import Relevance
 
 BLURRED = 0.4  # share of the pixels: those most relevant for the class
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
-NEIGHBOURS = 0.4  # their weight in the geometric mean
+NEIGHBOURS = 0.3  # their weight in the geometric mean
 RECEIVING = 0.99  # of the probability goes to the classes whose rows of the head may change
 RIDGE = 0.3
+SMALLER = (0.003, 0.01, 0.03, 0.1)  # ridges that retained samples may allow
+DISTURBED = 0.01  # nats by which the answers on the retained samples may change
 FLOOR = 1e-12  # of a probability, before its logarithm
 
 
@@ -122,11 +124,13 @@ def reroute(
 ) -> list[int]:
     """Move the head's rows of the classes that receive the evidence, so that the samples get the wanted outputs.
 
-    One ridge regression: min_D mean |d - h D|^2 + RIDGE mean |v D|^2 over the samples' inputs h (with a 1 for the bias)
-    and the wanted changes d of the log-probabilities, centred over the receiving classes. v is what must not be
-    disturbed: inputs of the head for the other classes. Without retained samples it is guessed from the weights: after
-    long training, the mean input of a class has the direction of its row of the head minus the mean row ("neural
-    collapse"; Papyan, Han and Donoho 2020, PNAS 117(40), property NC3), here cut off at 0 where the inputs are.
+    One ridge regression: min_D mean |d - h D|^2 + ridge (mean |v D|^2 + RIDGE mean(h^2) |D|^2) over the samples' inputs
+    h (with a 1 for the bias) and the wanted changes d of the log-probabilities, centred over the receiving classes. v
+    is what must not be disturbed: inputs of the head for the other classes. With retained samples they are known, and
+    the ridge is the smallest of a few that changes the answers on them by at most DISTURBED (mean Kullback-Leibler
+    divergence). Without, they are guessed from the weights: after long training, the mean input of a class has the
+    direction of its row of the head minus the mean row ("neural collapse"; Papyan, Han and Donoho 2020, PNAS 117(40),
+    property NC3), here cut off at 0 where the inputs are.
 
     Parameters
     ----------
@@ -145,25 +149,34 @@ def reroute(
     layer = model.get_submodule(head)
     one = float(layer.bias is not None)
     h = with_bias(entering_inputs(model, x, head), one)  # (N, J + 1)
-    now = without(model(x), target).cpu()
-    wanted = wanted.cpu()
-    weight = (now.exp() + wanted.exp()).mean(0) / 2
+    now, wanted = without(model(x), target).cpu(), wanted.cpu()
+    weight = (now.exp() + wanted.exp()).mean(0)
     order = weight.argsort(descending=True)
-    receiving = order[: int((weight[order].cumsum(0) < RECEIVING).sum()) + 1]
+    receiving = order[: int((weight[order].cumsum(0) < 2 * RECEIVING).sum()) + 1]
     change = (wanted - now)[:, receiving]
     change -= change.mean(1, keepdim=True)
     if retained is None:
-        v = with_bias(typical_inputs(layer.weight.cpu().double(), target, h[:, :-1]), one)
+        v = typical_inputs(layer.weight.cpu().double(), target, h[:, :-1])
+        solved = ridge_regression(h, change, with_bias(v, one), RIDGE)
     else:
         v = torch.cat([entering_inputs(model, images.to(x), head) for images, _ in batches(retained)])
-        v = with_bias(v, one)
-    scale = h[:, :-1].square().mean()
-    keep = v.T @ v / len(v) + RIDGE * scale * torch.eye(h.shape[1], dtype=torch.float64)
-    solved = torch.linalg.solve(h.T @ h / len(h) + RIDGE * keep, h.T @ change / len(h))  # (J + 1, receiving)
+        before, v = without(layer(v), target).cpu(), with_bias(v, one)
+        for ridge in (*SMALLER, RIDGE):
+            solved = ridge_regression(h, change, v, ridge)
+            after = before.clone()
+            after[:, receiving] += v @ solved
+            if (before.exp() * (before - without(after, target))).sum(1).mean() <= DISTURBED:
+                break
     layer.weight[receiving] += solved[:-1].T.to(layer.weight)
     if layer.bias is not None:
         layer.bias[receiving] += solved[-1].to(layer.bias)
     return receiving.tolist()
+
+
+def ridge_regression(h: Tensor, change: Tensor, v: Tensor, ridge: float) -> Tensor:
+    """The D (J + 1, receiving) of `reroute`."""
+    keep = v.T @ v / len(v) + RIDGE * h[:, :-1].square().mean() * torch.eye(h.shape[1], dtype=h.dtype)
+    return torch.linalg.solve(h.T @ h / len(h) + ridge * keep, h.T @ change / len(h))
 
 
 def with_bias(h: Tensor, one: float) -> Tensor:
