@@ -13,8 +13,9 @@ from zsu import Forgotten, ZsuError, audit, forget
 from zsu.data import Images, load, samples, without_samples
 from zsu.evaluation import accuracy, jensen_shannon, predict, table
 
-COLUMNS = ["at_test", "ag_test", "at_train", "ag_train", "js_forget", "js_retained", "js_forget_ratio", "seconds",
-           "weights_changed"]  # fmt: skip
+ACCURACIES = ["at_test", "ag_test", "all_test", "at_train", "ag_train", "all_train"]
+COMPARED = ["js_forget", "js_retained", "js_forget_ratio"]
+COLUMNS = [*ACCURACIES, "ag_drop", *COMPARED, "seconds", "weights_changed", "broken"]
 
 
 class Fixed(nn.Module):
@@ -108,10 +109,11 @@ def test_rows_columns_and_values_of_known_models():
     frame = run({"blind": blind, "uniform": Fixed([0.0] * 3).eval()}, [blind, Reads(blind=[1]).eval()])
     assert list(frame.index) == ["original", "retrain", "blind", "uniform"]
     assert list(frame.columns) == COLUMNS
-    assert frame.loc["original", COLUMNS[:4]].tolist() == [1, 1, 1, 1]
-    assert frame.loc["blind", COLUMNS[:4]].tolist() == [0, 1, 0, 1]
-    assert frame.loc["retrain", COLUMNS[:4]].tolist() == [0, 1, 0, 1]
-    assert frame.loc["uniform", COLUMNS[:4]].tolist() == [0, 2 / 3, 0, 1 / 3]  # ties go to class 0
+    assert frame.loc["original", ACCURACIES].tolist() == [1, 1, 1, 1, 1, 1]
+    assert frame.loc["blind", ACCURACIES].tolist() == [0, 1, 1 / 2, 0, 1, 3 / 4]
+    assert frame.loc["retrain", ACCURACIES].tolist() == [0, 1, 1 / 2, 0, 1, 3 / 4]
+    assert frame.loc["uniform", ACCURACIES].tolist() == [0, 2 / 3, 1 / 3, 0, 1 / 3, 1 / 4]  # ties go to class 0
+    assert frame["ag_drop"].tolist() == pytest.approx([0, 0, 0, 1 / 3])
     assert frame.loc["original", "js_forget"] == pytest.approx(math.log(2))
     assert frame.loc["original", "js_retained"] == pytest.approx(0, abs=1e-12)
     assert frame.loc["blind", ["js_forget", "js_retained"]].tolist() == pytest.approx([0, 0], abs=1e-12)
@@ -145,18 +147,18 @@ def test_original_against_itself_has_no_divergence():
     test = load("fashion-mini").test
     frame = run({"same": model}, [model, model], original=model, test=test, train=test, target="Trouser")
     assert frame.loc[["original", "same"], ["js_forget", "js_retained"]].to_numpy().max() == 0
-    assert (frame.loc["original", COLUMNS[:4]] == frame.loc["retrain", COLUMNS[:4]]).all()
+    assert (frame.loc["original", ACCURACIES] == frame.loc["retrain", ACCURACIES]).all()
     assert frame.loc["original", "at_test"] > 0.9
 
 
 def test_without_references_there_is_nothing_to_compare():
     frame = run({})
-    assert frame.loc["retrain", COLUMNS[:7]].isna().all()
+    assert frame.loc["retrain", ACCURACIES + COMPARED].isna().all()
     assert frame.loc["original", ["js_forget", "js_retained", "js_forget_ratio"]].isna().all()
     assert frame.loc["original", "at_test"] == 1
     lines = table(frame).splitlines()
     (retrain,) = [line for line in lines if line.startswith("retrain")]
-    assert retrain.split() == ["retrain"] + ["n/a"] * 9
+    assert retrain.split() == ["retrain"] + ["n/a"] * 11
     assert "Null (retrain against retrain) on the forgotten class: n/a: needs two models" in lines[-1]
 
 
@@ -173,7 +175,7 @@ def test_table_shows_every_row_and_number():
     frame = run({"blind": Reads(blind=[1]).eval()}, references, retrain_seconds=12.5)
     text = table(frame)
     lines = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line}
-    assert lines["blind"][:4] == ["0.000", "1.000", "0.000", "1.000"]
+    assert lines["blind"][:6] == ["0.000", "1.000", "0.500", "0.000", "1.000", "0.750"]
     assert lines["blind"][-2:] == ["n/a", "n/a"]
     assert lines["retrain"][-2] == "12.500"
     assert f"{frame.loc['retrain', 'js_forget']:.3f} nats." in text
@@ -191,9 +193,24 @@ def test_forgotten_results_bring_seconds_and_weights_changed():
     assert frame.loc["mask", "weights_changed"] == result.patch.weights_changed == 33
     assert frame.loc["mask", "seconds"] == float(result.patch.metadata["seconds"]) > 0
     assert frame.loc["plain", ["seconds", "weights_changed"]].isna().all()
-    assert frame.loc["plain", COLUMNS[:7]].equals(frame.loc["mask", COLUMNS[:7]])
+    assert frame.loc["plain", ACCURACIES + COMPARED].equals(frame.loc["mask", ACCURACIES + COMPARED])
     assert frame.loc["mask", "at_test"] == 0
     assert 0 < frame.loc["retrain", "js_forget"] < frame.loc["mask", "js_forget"] < frame.loc["original", "js_forget"]
+
+
+def test_a_collapsed_model_is_broken_and_gets_no_divergence():
+    references = [Reads(blind=[1]).eval(), Reads(blind=[1]).eval()]
+    wrong = Fixed([0.0, 9.0, 0.0]).eval()  # right on class 1 only
+    frame = run({"collapsed": wrong, "blind": Reads(blind=[1]).eval()}, references)
+    assert frame["broken"].tolist() == [False, False, True, False]
+    lines = {line.split()[0]: line for line in table(frame).splitlines() if line}
+    assert lines["collapsed"].count("broken") == 3
+    assert "broken" not in lines["blind"] + lines["retrain"]
+
+
+def test_an_under_trained_original_is_warned_about():
+    with pytest.warns(UserWarning, match="right on 17% of the test data only"):
+        run({}, original=Fixed([0.0, 0.0, 9.0]).eval())
 
 
 def test_a_module_with_an_attribute_called_model_is_taken_as_it_is():

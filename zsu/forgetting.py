@@ -24,7 +24,7 @@ from .paths import best_through
 from .peers import PEERS
 from .peers import TIERS as PEER_TIERS
 from .perturb import Patch, model_hash, perturb
-from .relevance import Relevance, explain
+from .relevance import Relevance, check_model, explain
 from .rerouting import module_of, reroute, wanted_outputs
 from .selection import (
     a_tenth,
@@ -169,10 +169,14 @@ def forget(
     options = Options(k, perturbed, layers, retained, noise, seed)
     check_options(method, options, [c for _, c in several])
     started = time.perf_counter()
-    edited, cuts, budgets, unrecognised = copy.deepcopy(model), [], [], 0
+    edited, cuts, budgets, unrecognised = copy.deepcopy(model), [nothing()], [], 0
     for samples, c in several:
-        relevance = explain(edited, samples, c, edges=method not in ("mask", "bias-shift", "zeroed", *PEERS))
-        unrecognised += recognised(relevance, c)
+        if method in PEERS:
+            unrecognised += recognised(predicted(edited, samples), c)
+            PEERS[method](edited, samples, c, retained, seed)
+            continue
+        relevance = explain(edited, samples, c, edges=method == "paths")
+        unrecognised += recognised(relevance.logits, c)
         budget, cut = edit(edited, samples, c, relevance, method, options)
         budgets.append(budget)
         cuts.append(cut)
@@ -250,10 +254,17 @@ def check_options(method: str, options: Options, forgotten: list[int]) -> None:
         )
 
 
-def recognised(relevance: Relevance, target: int) -> int:
+@torch.no_grad()
+def predicted(model: nn.Module, x: Tensor) -> Tensor:
+    """Logits, in batches of 100."""
+    check_model(model)
+    return torch.cat([model(part) for part in x.split(100)])
+
+
+def recognised(logits: Tensor, target: int) -> int:
     """Number of samples that the model does not take for the class; `ZsuError` where that is all of them."""
-    n = len(relevance.logits)
-    wrong = int((relevance.logits.argmax(1) != target).sum())
+    n = len(logits)
+    wrong = int((logits.argmax(1) != target).sum())
     if wrong == n:
         raise ZsuError(
             f"the model takes none of the {n} samples for class {target}",
@@ -287,11 +298,8 @@ def edit(
         return cut_columns(model, x, relevance, options)
     if method in ("mask", "bias-shift"):
         return "", mask(model, relevance, target, row=method == "mask")
-    if method == "zeroed":
-        for p in model.parameters():
-            p.detach().zero_()
-    else:
-        PEERS[method](model, x, target, options.retained, options.seed)
+    for p in model.parameters():  # "zeroed"
+        p.detach().zero_()
     return "", nothing()
 
 
