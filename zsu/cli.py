@@ -1,4 +1,4 @@
-"""The command `zsu`: forget, audit, paths, train, data. Bad input ends in one line and exit code 2."""
+"""The command `zsu`; `zsu --help` lists what it does. Bad input ends in one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Class = Annotated[str, typer.Option("--class", help="Class to forget, by name or index.")]
+Classes = Annotated[list[str], typer.Option("--class", help="Class to forget, by name or index; may be repeated.")]
+PatchFile = Annotated[Path, typer.Option(help="Patch that `zsu forget` wrote for this model.")]
 Model = Annotated[Path | None, typer.Option(help="Checkpoint (.safetensors, .pt). Default: the bundled small CNN.")]
 Arch = Annotated[str | None, typer.Option(help="small-cnn or a torchvision model; default: as the checkpoint says.")]
 Data = Annotated[str, typer.Option(help="Data set by name, or a folder with train/CLASS/* and test/CLASS/*.")]
@@ -58,10 +59,14 @@ def options(
 
 @app.command(epilog="Example: zsu forget --class Trouser --method paths --out forgotten.safetensors")
 def forget(
-    cls: Class,
-    method: Annotated[str, typer.Option(help="paths, lra-npp, head-npp, mask or random.")] = "paths",
+    cls: Classes,
+    method: Annotated[str, typer.Option(help="As in zsu.forget, or paths+retained.")] = "paths",
     perturbation: Annotated[str, typer.Option(help="zero, gaussian or laplace.")] = "zero",
     k: Annotated[int | None, typer.Option(help="At most so many edges; for other methods neurons per layer.")] = None,
+    perturbed: Annotated[int | None, typer.Option(help="So many of the most frequent neurons are perturbed.")] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="lra-npp: only in this layer; may be repeated.")] = None,
+    scale: Annotated[float, typer.Option(help="Of the noise, in deviations of the weights.")] = 1.0,
+    absolute: Annotated[bool, typer.Option(help="Scale in units of the weights.")] = False,
     samples: Samples = 36,
     seed: Seed = 0,
     model: Model = None,
@@ -73,37 +78,54 @@ def forget(
     trusted: Trusted = False,
     out: Annotated[Path | None, typer.Option(help="Patch file. Default: forget-CLASS-METHOD.safetensors")] = None,
 ):
-    """Forget one class: write the patch, and audit it beside the other methods and the controls."""
-    from . import data as zsu_data
+    """Forget classes: write the patch, and audit it beside other methods and the controls.
+
+    Methods of tier T2 and above see the training images of the class, T3 also 20 of each other class, T4 all others.
+    """
     from .evaluation import audit as run_audit
     from .evaluation import table
-    from .forgetting import METHODS
+    from .forgetting import TIERS
     from .forgetting import forget as run_forget
+    from .scoreboard import ROWS, seen_by
 
+    if method not in ROWS:
+        raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(ROWS)}")
     network, splits = prepare(model, arch, data, root, size, trusted)
-    target, x = unseen(network, splits, cls, samples, seed)
-    name = zsu_data.classes(splits.test)[target]
-    chosen = run_forget(network, x, target, method, perturbation, k=k, seed=seed)
+    targets, names = named(splits, cls)
+    if len(targets) > 1 and method not in TIERS:
+        raise ZsuError("retained samples for several classes", where="--method", remedy="use zsu.forget in Python")
+    like = next(network.parameters())
+
+    def run(method: str, **options):
+        seen = [seen_by(method, splits, c, seed, samples) for c in targets]
+        x, classes = [x.to(like.device, like.dtype) for x, _ in seen], targets
+        if len(classes) == 1:
+            (x,), (classes,) = x, classes
+        plain = method.removesuffix("+retained")
+        return run_forget(network, x, classes, plain, retained=seen[0][1], seed=seed, **options)
+
+    options = {"k": k, "perturbed": perturbed, "layers": layer, "scale": scale, "absolute": absolute}
+    chosen = run(method, perturbation=perturbation, **options)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
-    out = out or Path(f"forget-{slug(name)}-{row}.safetensors")
-    held_out = zsu_data.without_samples(splits.test, target, samples, seed)
-    if not (zsu_data.targets(held_out) == target).any():
-        raise ZsuError(f"all {samples} test images of {name!r} are samples", where="--samples", remedy="leave some")
-    chosen.patch.metadata["class"] = name
+    out = out or Path(f"forget-{slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
+    held_out = without(splits, targets, samples, seed)
+    chosen.patch.metadata |= {"class": ", ".join(names), "unseen": str(samples)}
     chosen.patch.save(out)
     rows = {row: chosen}
-    for other in METHODS:
+    for other in ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random"):
         if other != method:
-            rows[other] = run_forget(network, x, target, other, seed=seed)
-    retrained = retrained_models(references, model, data, name, arch, trusted)
-    print(table(run_audit(network, rows, splits.train, held_out, target, retrained)))
-    print(f"\n{name}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
+            rows[other] = run(other)
+    retrained = retrained_models(references, model, data, names, arch, trusted)
+    print(table(run_audit(network, rows, splits.train, held_out, targets, retrained)))
+    about = chosen.patch.metadata
+    print(f"\n{', '.join(names)}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
+    print(f"tier {about['tier']}; budget: {about['budget'] or 'none'}; samples not recognised: {about['unrecognised']}")
 
 
 @app.command(epilog="Example: zsu audit --class Trouser --patch forgotten.safetensors")
 def audit(
-    cls: Class,
-    patch: Annotated[Path, typer.Option(help="Patch that `zsu forget` wrote for this model.")],
+    cls: Classes,
+    patch: PatchFile,
     model: Model = None,
     arch: Arch = None,
     data: Data = "fashion-mini",
@@ -115,26 +137,71 @@ def audit(
     """Audit a patch. The images that `zsu forget` has seen are left out of the test."""
     import copy
 
-    from . import data as zsu_data
     from .evaluation import audit as run_audit
     from .evaluation import table
     from .forgetting import Forgotten
     from .perturb import Patch
 
     network, splits = prepare(model, arch, data, root, size, trusted)
-    target = zsu_data.class_index(splits.test, cls)
-    name = zsu_data.classes(splits.test)[target]
+    targets, names = named(splits, cls)
     loaded = Patch.load(patch)
     about = loaded.metadata
-    if about.get("class", name) != name:
-        what = f"the patch forgets {about['class']!r}, not {name!r}"
+    if about.get("class", ", ".join(names)) != ", ".join(names):
+        what = f"the patch forgets {about['class']!r}, not {', '.join(names)!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
-    samples, seed = int(about.get("samples", 36)), int(about.get("seed", 0))
     edited = loaded.apply(copy.deepcopy(network))
     row = {about.get("method", patch.stem): Forgotten(edited, loaded, None)}
-    held_out = zsu_data.without_samples(splits.test, target, samples, seed)
-    retrained = retrained_models(references, model, data, name, arch, trusted)
-    print(table(run_audit(network, row, splits.train, held_out, target, retrained)))
+    held_out = without(splits, targets, int(about.get("unseen", 0)), int(about.get("seed", 0)))
+    retrained = retrained_models(references, model, data, names, arch, trusted)
+    print(table(run_audit(network, row, splits.train, held_out, targets, retrained)))
+
+
+@app.command(epilog="Example: zsu apply --patch forgotten.safetensors --out edited.safetensors")
+def apply(
+    patch: PatchFile,
+    out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
+    model: Model = None,
+    trusted: Trusted = False,
+):
+    """Write the checkpoint that a patch makes of a model. Refused for another model than the patch was made for."""
+    write_edited(patch, out, model, trusted, "apply")
+
+
+@app.command(
+    epilog="Example: zsu revert --model edited.safetensors --patch forgotten.safetensors --out back.safetensors"
+)
+def revert(
+    model: Annotated[Path, typer.Option(help="Checkpoint that holds the patch.")],
+    patch: PatchFile,
+    out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
+    trusted: Trusted = False,
+):
+    """Write the checkpoint that was there before a patch, bit for bit."""
+    write_edited(patch, out, model, trusted, "revert")
+
+
+@app.command(epilog="Example: zsu diff --patch forgotten.safetensors")
+def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
+    """Say what made a patch, and what it changes in each layer; with --model also the share of the layer's weights."""
+    from . import models
+    from .perturb import Patch
+
+    loaded = Patch.load(patch)
+    state = None if model is None else models.read_state(model, trusted=trusted)[1]
+    for key, value in loaded.metadata.items():
+        print(f"{key:<15} {value}")
+    print(f"\n{loaded.diff(state).to_string(float_format='{:.4g}'.format)}")
+
+
+def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, action: str) -> None:
+    """Apply or revert a patch on the state dict of a file; the architecture does not matter."""
+    from . import models
+    from .perturb import Patch
+
+    about, state = models.read_state(models.bundled_path() if model is None else model, trusted=trusted)
+    getattr(Patch.load(patch), action)(state)
+    models.save_state(state, out, about)
+    print(f"written to {out}")
 
 
 @app.command(epilog="Example: zsu paths --class Trouser --k 100 --out paths.npz")
@@ -217,6 +284,31 @@ def train(
     print(f"test accuracy {found:.3f}{on}; written to {out}")
 
 
+@app.command(epilog="Example: zsu bench --out bench --class Trouser --class Bag --seeds 1")
+def bench(
+    out: Annotated[Path, typer.Option(help="Folder for the table, the figure and the models that are trained.")],
+    cls: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    samples: Samples = 36,
+    data: Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")] = "fashion-mini",
+    root: Root = "data",
+    epochs: Annotated[int | None, typer.Option(help="Of models that are trained. Default: the course's.")] = None,
+):
+    """Methods x classes x seeds in one table, beside retrained models. An interrupted run goes on where it was."""
+    from . import plots, scoreboard, training
+    from .data import write_atomically
+
+    board = scoreboard.bench(
+        out, data, root, cls, range(seeds), method or scoreboard.ROWS, samples=samples,
+        epochs=training.EPOCHS if epochs is None else epochs,
+    )  # fmt: skip
+    print(scoreboard.printed(board))
+    figure = plots.scoreboard(board)
+    write_atomically(out / "scoreboard.png", lambda temporary: figure.savefig(temporary, dpi=150))
+    print(f"\nwritten to {out / scoreboard.FILE} and {out / 'scoreboard.png'}")
+
+
 @app.command(epilog="Example: zsu data mnist --root ~/data")
 def data(
     name: Annotated[str, typer.Argument(help="Data set by name, or a folder.")] = "fashion-mini",
@@ -279,6 +371,27 @@ def unseen(network: nn.Module, splits: Splits, cls: str, samples: int, seed: int
     return target, zsu_data.samples(splits.test, target, samples, seed).to(like.device, like.dtype)
 
 
+def named(splits: Splits, cls: list[str]) -> tuple[list[int], list[str]]:
+    """Indices and names of the classes, in the order of the indices."""
+    from . import data as zsu_data
+
+    targets = sorted({zsu_data.class_index(splits.test, c) for c in cls})
+    return targets, [zsu_data.classes(splits.test)[c] for c in targets]
+
+
+def without(splits: Splits, targets: list[int], samples: int, seed: int):
+    """The test data without the samples of each class."""
+    from . import data as zsu_data
+
+    held_out = splits.test
+    for target in targets if samples else []:
+        held_out = zsu_data.without_samples(held_out, target, samples, seed)
+        if not (zsu_data.targets(held_out) == target).any():
+            what = f"all {samples} test images of {zsu_data.classes(splits.test)[target]!r} are samples"
+            raise ZsuError(what, where="--samples", remedy="leave some")
+    return held_out
+
+
 def transform(data: str, channels: int, size: int | None):
     """PIL image -> float tensor (channels, size, size) in [0, 1]; None where the data is like that by itself."""
     from torchvision import transforms as t
@@ -293,13 +406,13 @@ def transform(data: str, channels: int, size: int | None):
 
 
 def retrained_models(
-    folder: Path | None, model: Path | None, data: str, name: str, arch: str | None, trusted: bool
+    folder: Path | None, model: Path | None, data: str, names: list[str], arch: str | None, trusted: bool
 ) -> list[nn.Module]:
     """References from the folder; the bundled ones for the bundled model and Trouser; none otherwise."""
     from . import models
 
     if folder is None:
-        if model is None and name == "Trouser":
+        if model is None and names == ["Trouser"]:
             return [models.bundled("retrained", seed) for seed in range(models.BUNDLED_SEEDS)]
         print("No models retrained without this class: JS is n/a (see --references).", file=sys.stderr)
         return []

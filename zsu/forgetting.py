@@ -24,7 +24,7 @@ from .paths import best_through
 from .peers import PEERS
 from .peers import TIERS as PEER_TIERS
 from .perturb import Patch, model_hash, perturb
-from .relevance import Relevance, check_model, explain
+from .relevance import Relevance, check_model, explain, explain_each
 from .rerouting import module_of, reroute, wanted_outputs
 from .selection import (
     a_tenth,
@@ -175,7 +175,7 @@ def forget(
             unrecognised += recognised(predicted(edited, samples), c)
             PEERS[method](edited, samples, c, retained, seed)
             continue
-        relevance = explain(edited, samples, c, edges=method == "paths")
+        relevance = explain(edited, samples, c, edges=False)
         unrecognised += recognised(relevance.logits, c)
         budget, cut = edit(edited, samples, c, relevance, method, options)
         budgets.append(budget)
@@ -190,7 +190,7 @@ def forget(
         "perturbation": perturbation,
         "scale": str(scale),
         "absolute": str(absolute),
-        "budget": "; ".join(budgets),
+        "budget": "; ".join(b for b in budgets if b),
         "samples": ",".join(str(len(s)) for s, _ in several),
         "samples_sha256": samples_hash([s for s, _ in several]),
         "unrecognised": str(unrecognised),
@@ -354,11 +354,11 @@ def cut_edges(
     """
     one = torch.zeros_like(relevance.logits)
     one[:, target] = 1
-    own, others = (explain(model, x, seed, "z+") for seed in (one, 1 - one))
+    own, others = explain_each(model, x, [one, 1 - one], "z+")
     edges = specific_edges(own, others).head(options.k or 10_000)
     if edges.empty:
         raise ZsuError("no edge serves this class more than the others", where="forget", remedy="use another method")
-    blocks = list(weight_blocks(model, relevance, edges))
+    blocks = list(weight_blocks(model, own, edges))
     chance = 1 / relevance.logits.shape[1]
 
     def patch(n: int) -> Patch:

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -130,12 +131,17 @@ def save(model: nn.Module, path: str | os.PathLike, **about) -> None:
     if isinstance(model, SmallCNN):
         shape = {"classes": model.head.out_features, "channels": model.conv1.in_channels}
         about = {"arch": "small-cnn", **shape, **about}
+    save_state(model.state_dict(), path, about)
+
+
+def save_state(state: Mapping[str, torch.Tensor], path: str | os.PathLike, about: Mapping) -> None:
+    """`save` for a state dict and its metadata, as `read_state` returns them."""
     try:
         strings = {key: json.dumps(value) for key, value in about.items()}
     except (TypeError, ValueError) as error:
         raise ZsuError(f"the metadata does not fit into JSON ({error})", where="zsu.models.save") from error
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in model.state_dict().items()}
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     content = safetensors.torch.save(tensors, strings)
     write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
@@ -197,11 +203,7 @@ def load(
     ZsuError
         Missing, damaged or foreign file, pickled code, or a checkpoint of another architecture.
     """
-    _check_file(path)
-    if _is_safetensors(path):
-        about, state = metadata(path), _read_safetensors(path)
-    else:
-        about, state = {}, _read_torch(path, trusted)
+    about, state = _read(path, trusted)
     if isinstance(state, nn.Module):
         return state.eval()
     arch = arch or about.get("arch", "small-cnn")
@@ -212,6 +214,25 @@ def load(
     _check_same_shapes(model, state, arch, path)
     model.load_state_dict(state)
     return model.eval()
+
+
+def read_state(path: str | os.PathLike, *, trusted: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Metadata and state dict of a file that `load` reads, for models whose architecture zsu cannot build.
+
+    Raises
+    ------
+    ZsuError
+        Missing, damaged or foreign file, or pickled code that is not trusted.
+    """
+    about, state = _read(path, trusted)
+    return about, state.state_dict() if isinstance(state, nn.Module) else state
+
+
+def _read(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
+    _check_file(path)
+    if _is_safetensors(path):
+        return metadata(path), _read_safetensors(path)
+    return {}, _read_torch(path, trusted)
 
 
 def _check_file(path: str | os.PathLike) -> None:

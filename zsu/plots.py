@@ -223,6 +223,32 @@ def audit(frame: pd.DataFrame) -> Figure:
     return figure
 
 
+def scoreboard(board: pd.DataFrame) -> Figure:
+    """Of a table of `zsu.scoreboard.bench`: by method the two accuracies and the divergence from retrained models, one
+    dot a class and seed, a bar at the median; the band is what retrained models differ among themselves.
+    """
+    shown = board[~board["method"].isin(["original", "retrain"])]
+    order = shown.groupby("method")["js_forget_ratio"].median().sort_values().index
+    figure, axes = plt.subplots(1, 3, figsize=(10, 0.42 * len(order) + 1.4), sharey=True, layout="constrained")
+    columns = {
+        "at_test": "At: accuracy on the\nforgotten class (%)",
+        "ag_drop": "Drop of Ag, the accuracy\non the others (points)",
+        "js_forget_ratio": "JS to retrained models\n/ the null",
+    }
+    for axis, (column, label) in zip(axes, columns.items(), strict=True):
+        values = shown.assign(value=shown[column] * (1 if column == "js_forget_ratio" else 100))
+        sns.stripplot(values, x="value", y="method", order=order, color=BLUE, size=3, alpha=0.5, ax=axis)
+        medians = values.groupby("method")["value"].median()[order]
+        axis.scatter(medians, range(len(order)), marker="|", s=150, color=ORANGE, linewidth=2.5, zorder=3)
+        axis.set(xlabel=label, ylabel="")
+        sns.despine(ax=axis)
+    retrain = board[board["method"] == "retrain"]
+    low, high = (retrain[f"null_{end}"] / retrain["js_forget"] for end in ("low", "high"))
+    axes[2].axvspan(low.min(), high.max(), color=GREY, alpha=0.4, linewidth=0)
+    axes[2].set_xscale("log")
+    return figure
+
+
 def draw_image(axis: Axes, image: Tensor) -> None:
     """An image (C, H, W) in [0, 1], C 1 or 3."""
     axis.imshow(image.cpu().permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])

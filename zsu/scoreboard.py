@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import __version__, data, models, training
 from .errors import ZsuError
 from .evaluation import audit
-from .forgetting import METHODS, TIERS, Forgotten, forget
+from .forgetting import METHODS, TIERS, forget
 
 RETAINED = 20  # images of each other class, for methods of tier T3
 WITH_RETAINED = "paths+retained"
@@ -120,7 +120,7 @@ def read(file: Path, about: dict | None = None) -> pd.DataFrame:
     if not file.is_file():
         return pd.DataFrame()
     try:
-        board = pd.read_csv(file, float_precision="round_trip")
+        board = pd.read_csv(file, engine="python")  # whose floats are exact
     except (OSError, ValueError) as error:
         raise ZsuError(f"not a scoreboard ({error})", where=str(file), remedy="move it away") from error
     for key, value in (about or {}).items():
@@ -146,7 +146,10 @@ def task(
     """The rows of one class and seed."""
     original, _ = trained(folder, name, splits.train, None, seed, epochs)
     retrained = [trained(folder, name, splits.train, target, s, epochs) for s in range(REFERENCES)]
-    results = {m: forgotten(original, splits, target, seed, m, samples) for m in methods}
+    results = {}
+    for m in methods:
+        x, retained = seen_by(m, splits, target, seed, samples)
+        results[m] = forget(original, x, target, m.removesuffix("+retained"), retained=retained, seed=seed)
     held_out = data.without_samples(splits.test, target, samples, seed)
     references = [model for model, _ in retrained]
     seconds = float(np.median([s for _, s in retrained]))
@@ -165,22 +168,22 @@ def task(
     return frame
 
 
-def forgotten(model: nn.Module, splits: data.Splits, target: int, seed: int, method: str, samples: int) -> Forgotten:
-    """The result of one method, with the data of its tier."""
-    name = "paths" if method == WITH_RETAINED else method
-    tier = "T3" if method == WITH_RETAINED else TIERS[method]
+def seen_by(
+    method: str, splits: data.Splits, target: int, seed: int, samples: int
+) -> tuple[torch.Tensor, Dataset | None]:
+    """What `forget` gets of the data, by the tier of the method: images of the class, and retained data."""
     labels = data.targets(splits.train)
-    if tier in ("T0", "T1") or name == "paths":
+    tier = "T3" if method == WITH_RETAINED else TIERS[method]
+    if tier in ("T0", "T1") or method == WITH_RETAINED:
         x = data.samples(splits.test, target, samples, seed)
     else:
-        x, _ = next(data.batches(Subset(splits.train, (labels == target).nonzero()[:, 0].tolist()), len(labels)))
-    retained = None
+        of_class = Subset(splits.train, (labels == target).nonzero()[:, 0].tolist())  # (M, 1) -> (M,)
+        x = torch.cat([images for images, _ in data.batches(of_class)])
     if tier == "T3":
-        retained = some_retained(splits.train, target, seed)
-    elif tier == "T4":
-        retained = Subset(splits.train, (labels != target).nonzero()[:, 0].tolist())  # (M, 1) -> (M,)
-    like = next(model.parameters())
-    return forget(model, x.to(like), target, name, retained=retained, seed=seed)
+        return x, some_retained(splits.train, target, seed)
+    if tier == "T4":
+        return x, Subset(splits.train, (labels != target).nonzero()[:, 0].tolist())
+    return x, None
 
 
 def some_retained(dataset: Dataset, target: int, seed: int) -> Subset:
@@ -260,7 +263,7 @@ def summary(board: pd.DataFrame) -> pd.DataFrame:
         }
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "method"
-    return frame.sort_values("js")
+    return frame.sort_values("js", kind="stable")
 
 
 def printed(board: pd.DataFrame) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
@@ -67,7 +68,13 @@ def train(
     ------
     ZsuError
         No data, no image of the excluded class or none besides, a model that does not fit the images or
-        the number of classes, a loss that is not finite.
+        the number of classes, a loss that is not finite, more processes than images in a batch.
+
+    Notes
+    -----
+    In a process group of `torch.distributed`, as torchrun makes them, all processes train one model together: each
+    takes its share of every batch, and all return the model that one process would have trained, up to rounding.
+    Two things differ: BatchNorm sees the share, not the batch, and dropout draws other numbers.
     """
     data.check_count("epochs", epochs)
     data.check_count("batch_size", batch_size)
@@ -94,28 +101,53 @@ def train(
 def _fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: float, seed: int, progress: bool):
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(dataset) // batch_size)
+    batch_size = min(batch_size, len(dataset))
+    rank, world = process()
+    if world > batch_size:
+        raise ZsuError(
+            f"{world} processes cannot share batches of {batch_size}",
+            where="zsu.training.train",
+            remedy="use fewer processes or a greater batch_size",
+        )
+    together = DistributedDataParallel(model) if world > 1 else model
+    if rank > 0:
+        torch.manual_seed(seed + rank)  # other dropout on each share
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * steps)
     device = next(model.parameters()).device
     model.train()
-    with tqdm(total=epochs * steps, desc="training", unit="step", disable=not progress) as bar:
+    with tqdm(total=epochs * steps, desc="training", unit="step", disable=not progress or rank > 0) as bar:
         for _ in range(epochs):
             order = torch.randperm(len(dataset), generator=generator)[: steps * batch_size]
-            total = 0.0
-            for x, y in data.batches(Subset(dataset, order.tolist()), batch_size):
-                output = model(x.to(device))
+            share = order.reshape(steps, batch_size)[:, rank::world]  # (steps B,) -> (steps, B) -> (steps, share)
+            total = torch.zeros((), device=device)
+            for x, y in data.batches(Subset(dataset, share.flatten().tolist()), share.shape[1]):
+                output = together(x.to(device))
                 logits = getattr(output, "logits", output)  # Inception and GoogLeNet return more in train mode
-                loss = F.cross_entropy(logits, y.to(device))
+                # The gradients of all processes are averaged: weighted so, that is the gradient of the whole batch.
+                loss = F.cross_entropy(logits, y.to(device)) * (len(y) * world / batch_size)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update()
-                total = total + loss.detach()  # stays on the device: no waiting for it at every step
-            mean = float(total) / steps
+                total += loss.detach()  # stays on the device: no waiting for it at every step
+            if world > 1:
+                distributed.all_reduce(total)
+            mean = float(total) / (steps * world)
             if not math.isfinite(mean):
                 raise ZsuError(f"the loss became {mean}", where="zsu.training.train", remedy=f"lower lr={lr}")
             bar.set_postfix(loss=f"{mean:.3f}")
+    if world > 1:
+        for statistic in model.buffers():  # of BatchNorm: each process has its own
+            distributed.broadcast(statistic, 0)
+
+
+def process() -> tuple[int, int]:
+    """This process's rank, and how many processes there are: (0, 1) without a process group."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
 
 
 def _without_class(dataset: Dataset, cls: int | str) -> Subset:

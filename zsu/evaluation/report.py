@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ def audit(
     forgotten: Mapping[str, Forgotten | nn.Module],
     train: Dataset,
     test: Dataset,
-    target: int | str,
+    target: int | str | Sequence[int | str],
     references: Sequence[nn.Module] = (),
     *,
     retrain_seconds: float | None = None,
@@ -39,8 +40,8 @@ def audit(
         Edited models by the name of their row, controls among them.
     train, test : Dataset
         Train and test data. Leave the samples that the edit saw out of `test` (`zsu.data.without_samples`).
-    target : int or str
-        The class forgotten, by index or name.
+    target : int or str, or a list of them
+        The class forgotten, by index or name, or several that were forgotten together: At is then over all of them.
     references : sequence of nn.Module
         Models retrained from scratch without the class, under different seeds.
     retrain_seconds : float, optional
@@ -78,7 +79,8 @@ def audit(
     UserWarning
         The original is right on less than half of the test data: then read the numbers relative to it.
     """
-    target = class_index(test, target)
+    named = [target] if isinstance(target, (int, np.integer, str)) else target
+    target = [class_index(test, c) for c in named]
     for name, dataset in (("train", train), ("test", test)):
         check_split(name, dataset, target)
     if {"original", "retrain"} & set(forgotten):
@@ -119,22 +121,22 @@ def audit(
     return frame
 
 
-def check_split(name: str, dataset: Dataset, target: int) -> None:
+def check_split(name: str, dataset: Dataset, target: list[int]) -> None:
     """`ZsuError` with the number of samples of each class where the class, or all the others, have none."""
-    forget = targets(dataset) == target
+    forget = torch.isin(targets(dataset), torch.tensor(target))
     if not forget.any() or forget.all():
         raise ZsuError(
             f"the {name} data holds {histogram(dataset)}",
             where="audit",
-            remedy=f"pass data with samples of class {classes(dataset)[target]!r} and of others",
+            remedy=f"pass data with samples of {[classes(dataset)[c] for c in target]} and of others",
         )
 
 
-def outputs(model: nn.Module, dataset: Dataset, target: int, bar: tqdm) -> dict[str, tuple[Tensor, Tensor]]:
+def outputs(model: nn.Module, dataset: Dataset, target: list[int], bar: tqdm) -> dict[str, tuple[Tensor, Tensor]]:
     """(softmax outputs, labels) of the forgotten class, of the others, and of all."""
     p, y = predict(model, dataset)
     bar.update()
-    forget = y == target
+    forget = torch.isin(y, torch.tensor(target))
     return {"forget": (p[forget], y[forget]), "retained": (p[~forget], y[~forget]), "all": (p, y)}
 
 
