@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import zsu
-from zsu import Paths, cli, models
+from zsu import Paths, cli, data, models
 from zsu.perturb import Patch
 
 
@@ -55,9 +55,10 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     code, out, err = run(capsys, "forget", "--class", "trouser")
     assert code == 0
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[1:8]] == [
-        "original", "retrain", "paths", "lra-npp", "head-npp", "mask", "random",
+    assert [line.split()[0] for line in lines[1:9]] == [
+        "original", "retrain", "paths", "lra-npp", "head-npp", "mask", "bias-shift", "random",
     ]  # fmt: skip
+    assert "tier T1; budget: 12 of 12 edges; rerouted to" in lines[-1]
     assert "audit" in err  # the progress bar
     file = tmp_path / "forget-trouser-paths.safetensors"
     assert Patch.load(file).metadata["class"] == "Trouser"
@@ -66,6 +67,67 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     assert code == 0
     shown = [line.split() for line in again.splitlines()]
     assert shown[3] == lines[3].split()  # the row "paths" is the same
+
+
+def test_apply_diff_and_revert_are_exact_and_refuse_another_model(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    original = models.bundled("original")
+    patch = zsu.forget(original, data.samples(data.load("fashion-mini").test, "Bag"), 8).patch
+    patch.save("bag.safetensors")
+    assert run(capsys, "apply", "--patch", "bag.safetensors", "--out", "edited.safetensors")[0] == 0
+    expected = patch.apply(models.bundled("original")).state_dict()
+    edited = models.load("edited.safetensors").state_dict()
+    assert all(torch.equal(edited[name], t) for name, t in expected.items())
+    assert models.metadata("edited.safetensors")["class_names"] == data.FASHION_CLASSES
+    words = ["--model", "edited.safetensors", "--patch", "bag.safetensors"]
+    code, out, _ = run(capsys, "diff", *words)
+    assert code == 0
+    lines = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.split()}
+    assert lines["method"] == ["paths"]
+    for name, change in patch.changes.items():
+        assert int(lines[name][0]) == len(change.index)
+        assert float(lines[name][4]) == pytest.approx(len(change.index) / expected[name].numel(), rel=1e-3)
+    assert run(capsys, "revert", *words, "--out", "was.safetensors")[0] == 0
+    was = models.load("was.safetensors").state_dict()
+    assert all(torch.equal(was[name], t) for name, t in original.state_dict().items())
+    before = sorted(tmp_path.iterdir())
+    message = refused(capsys, "apply", *words, "--out", "twice.safetensors")
+    assert zsu.perturb.model_hash(original)[:12] in message
+    assert zsu.perturb.model_hash(edited)[:12] in message
+    other = str(models.bundled_path("original", 1))
+    assert "does not hold" in refused(
+        capsys, "revert", "--model", other, "--patch", "bag.safetensors", "--out", "x.safetensors"
+    )
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_several_classes_and_methods_that_need_more_data(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "forget", "--class", "Bag", "--class", "Trouser", "--method", "mask")
+    assert code == 0
+    assert Patch.load("forget-trouser-bag-mask.safetensors").metadata["target"] == "1,8"
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:9]}
+    assert float(rows["mask"][0]) == 0.0
+    assert float(rows["original"][0]) > 0.9
+    words = ["audit", "--class", "Trouser", "--class", "Bag", "--patch", "forget-trouser-bag-mask.safetensors"]
+    code, again, _ = run(capsys, *words)
+    assert again.splitlines()[3].split()[:7] == out.splitlines()[3].split()[:7]
+    assert "not 'Trouser'" in refused(capsys, "audit", "--class", "Trouser", *words[-2:])
+    code, out, _ = run(capsys, "forget", "--class", "Sandal", "--method", "svd")
+    assert code == 0
+    assert "tier T3" in out
+    both = ["--class", "Bag", "--class", "Trouser"]
+    assert "several classes" in refused(capsys, "forget", *both, "--method", "paths+retained")
+
+
+def test_bench(capsys, tmp_path):
+    words = ["--class", "Trouser", "--seeds", "1", "--method", "mask", "--method", "paths", "--out", str(tmp_path)]
+    code, out, err = run(capsys, "bench", *words)
+    assert code == 0
+    assert "bench" in err  # the progress bar
+    assert [line.split()[0] for line in out.splitlines()[2:6]] == ["retrain", "paths", "mask", "original"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scoreboard.csv", "scoreboard.png"]
+    assert "unknown methods" in refused(capsys, "bench", "--method", "magic", "--out", str(tmp_path))
 
 
 def test_a_warning_is_one_line():
@@ -141,7 +203,7 @@ def test_data_says_what_is_there(capsys):
     assert "Trouser" in out
 
 
-@pytest.mark.parametrize("command", ["forget", "audit", "train", "data"])
+@pytest.mark.parametrize("command", ["forget", "audit", "apply", "revert", "diff", "bench", "train", "data"])
 def test_help_has_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
