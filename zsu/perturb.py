@@ -100,6 +100,7 @@ class Patch:
         Columns: changed (weights whose value differs), zeroed (of those, now 0), mean_change and largest_change (of
         |new - old| over the changed ones); with a model, share (of the parameter's weights that change).
         """
+        columns = ["changed", "zeroed", "mean_change", "largest_change"] + ["share"] * (model is not None)
         rows = {}
         for name, c in self.changes.items():
             moved = (c.new.double() - c.old.double()).abs()[c.old != c.new]
@@ -110,7 +111,7 @@ class Patch:
             }
             if model is not None:
                 rows[name]["share"] = len(moved) / parameters(model)[name].numel()
-        frame = pd.DataFrame.from_dict(rows, orient="index")
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=None if rows else columns)
         frame.index.name = "parameter"
         return frame
 

@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 from .data import batches, targets
 from .relevance import Relevance
 
-BLURRED = 0.4  # share of the pixels: those most relevant for the class
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
 NEIGHBOURS = 0.3  # their weight in the geometric mean
 RECEIVING = 0.99  # of the probability goes to the classes whose rows of the head may change
@@ -29,8 +28,8 @@ def wanted_outputs(
 ) -> Tensor:
     """Log-probabilities that samples of the class should get once it is forgotten.
 
-    The geometric mean of the model's own answers without the class, and of its answers where the pixels that speak most
-    for the class are blurred: a counterfactual "the same picture without what makes it this class" (data tier T1). With
+    The geometric mean of the model's own answers without the class, and of its answers where the picture is blurred but
+    for the pixels that speak against the class: a counterfactual "as if it were not of this class" (data tier T1). With
     retained samples (T3), the middle of the network has a say too: it still knows which classes look alike, while the
     head has been trained to tell them apart.
 
@@ -68,13 +67,11 @@ def without(logits: Tensor, target: int) -> Tensor:
 
 
 def without_evidence(x: Tensor, relevance: Tensor) -> Tensor:
-    """Images (N, C, H, W) whose most relevant pixels are those of a blurred copy."""
+    """Images (N, C, H, W), blurred but for the pixels that speak against the class."""
     by_pixel = relevance.sum(1, keepdim=True)  # (N, C, H, W) -> (N, 1, H, W)
-    ranked = by_pixel.flatten(1)  # (N, 1, H, W) -> (N, H W)
-    least = ranked.topk(max(1, int(BLURRED * ranked.shape[1])), 1).values[:, -1]
     reach = max(1, x.shape[-1] // 18)  # 1 pixel of 28, 12 of 224
     padded = F.pad(x, (reach,) * 4, mode="replicate")
-    return torch.where(by_pixel >= least[:, None, None, None], F.avg_pool2d(padded, 2 * reach + 1, 1), x)
+    return torch.where(by_pixel < 0, x, F.avg_pool2d(padded, 2 * reach + 1, 1))
 
 
 def neighbours(model: nn.Module, x: Tensor, relevance: Relevance, retained: Dataset) -> Tensor:
