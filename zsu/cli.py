@@ -291,6 +291,7 @@ def bench(
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     samples: Samples = 36,
+    references: Annotated[int, typer.Option(min=2, help="Retrained models for each class.")] = 3,
     data: Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")] = "fashion-mini",
     root: Root = "data",
     epochs: Annotated[int | None, typer.Option(help="Of models that are trained. Default: the course's.")] = None,
@@ -300,7 +301,7 @@ def bench(
     from .data import write_atomically
 
     board = scoreboard.bench(
-        out, data, root, cls, range(seeds), method or scoreboard.ROWS, samples=samples,
+        out, data, root, cls, range(seeds), method or scoreboard.ROWS, samples=samples, references=references,
         epochs=training.EPOCHS if epochs is None else epochs,
     )  # fmt: skip
     print(scoreboard.printed(board))

@@ -22,7 +22,6 @@ from .forgetting import METHODS, TIERS, forget
 RETAINED = 20  # images of each other class, for methods of tier T3
 WITH_RETAINED = "paths+retained"
 ROWS = (*METHODS, WITH_RETAINED)
-REFERENCES = 3  # retrained models a class
 FILE = "scoreboard.csv"
 KEYS = ["data", "class", "seed"]
 
@@ -36,12 +35,13 @@ def bench(
     methods: Sequence[str] = ROWS,
     *,
     samples: int = 36,
+    references: int = 3,
     epochs: int = training.EPOCHS,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Forget each class of each original by each method, and audit the results.
 
-    Originals are the bundled small CNNs, or for other data small CNNs trained here; the references, three for each
+    Originals are the bundled small CNNs, or for other data small CNNs trained here; the references, some for each
     class, are trained here. Both stay in the folder, as does the table, which grows by one class and seed at a time: an
     interrupted run goes on where it was.
 
@@ -60,6 +60,8 @@ def bench(
     samples : int
         Unseen samples of the class, taken from the test split and left out of the test. Methods of tier T2 and above
         get all training images of the class, those of T3 also 20 of each other class, those of T4 all others.
+    references : int
+        Retrained models for each class, at least 2.
     epochs : int
         Of the models that are trained here.
     progress : bool
@@ -84,12 +86,14 @@ def bench(
         raise ZsuError(f"unknown methods {unknown}", where="bench", remedy=f"use some of {', '.join(ROWS)}")
     targets = range(len(data.classes(splits.test))) if classes is None else classes
     targets = [data.class_index(splits.test, c) for c in targets]
+    if references < 2:
+        raise ZsuError(f"{references} references", where="bench", remedy="use at least 2, so that there is a null")
     make_folder(folder)
     about = {
         "data": dataset,
         "data_sha256": dataset_hash(splits),
         "samples": samples,
-        "references": REFERENCES,
+        "references": references,
         "epochs": epochs,
         "zsu": __version__,
         "torch": torch.__version__,
@@ -98,7 +102,7 @@ def bench(
     tasks = [(c, s) for s in seeds for c in targets if missing(board, c, s, methods)]
     for c, s in tqdm(tasks, desc="bench", unit="class", disable=not progress):
         wanted = missing(board, c, s, methods)
-        rows = task(folder, dataset, splits, c, s, wanted, samples, epochs)
+        rows = task(folder, dataset, splits, c, s, wanted, samples, references, epochs)
         if not board.empty:  # "original" and "retrain" are there already when methods are added
             known = board.loc[(board["class"] == c) & (board["seed"] == s), "method"]
             rows = rows[~rows["method"].isin(known)]
@@ -141,20 +145,28 @@ def missing(board: pd.DataFrame, target: int, seed: int, methods: Sequence[str])
 
 
 def task(
-    folder: Path, name: str, splits: data.Splits, target: int, seed: int, methods: list[str], samples: int, epochs: int
+    folder: Path,
+    name: str,
+    splits: data.Splits,
+    target: int,
+    seed: int,
+    methods: list[str],
+    samples: int,
+    references: int,
+    epochs: int,
 ) -> pd.DataFrame:
     """The rows of one class and seed."""
     original, _ = trained(folder, name, splits.train, None, seed, epochs)
-    retrained = [trained(folder, name, splits.train, target, s, epochs) for s in range(REFERENCES)]
+    retrained = [trained(folder, name, splits.train, target, s, epochs) for s in range(references)]
     results = {}
     for m in methods:
         x, retained = seen_by(m, splits, target, seed, samples)
         results[m] = forget(original, x, target, m.removesuffix("+retained"), retained=retained, seed=seed)
     held_out = data.without_samples(splits.test, target, samples, seed)
-    references = [model for model, _ in retrained]
     seconds = float(np.median([s for _, s in retrained]))
+    models_without = [model for model, _ in retrained]
     frame = audit(
-        original, results, splits.train, held_out, target, references, retrain_seconds=seconds, progress=False
+        original, results, splits.train, held_out, target, models_without, retrain_seconds=seconds, progress=False
     )
     null = frame.attrs["null"]
     tiers = {m: f.patch.metadata["tier"] for m, f in results.items()} | {"retrain": "T4"}
