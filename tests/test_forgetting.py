@@ -23,6 +23,7 @@ from zsu.selection import best, frequency, incoming_weights, select_neurons, wei
 from zsu.tape import Node
 
 TROUSER = 1
+pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
 NEED_RETAINED = [m for m in METHODS if TIERS[m] in ("T3", "T4")]
 
 
@@ -79,6 +80,12 @@ def by_class(splits):
         return np.array([zsu.evaluation.accuracy(p[y == c], y[y == c]) for c in range(10)])
 
     return accuracies
+
+
+@pytest.fixture(scope="module")
+def before(original, by_class):
+    """What the original has of each class."""
+    return by_class(original)
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +178,11 @@ def test_metadata_of_several_classes(original, samples):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_sample_is_enough_and_is_warned_about(original, x, without, method):
     more = {"retained": without(1)} if method in NEED_RETAINED else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
         result = forget(original, x[:1], TROUSER, method, **more)
+    assert any("1 samples are few" in str(w.message) for w in told)
     assert result.patch.weights_changed > 0
-    with pytest.warns(UserWarning, match="1 samples are few"):
-        forget(original, x[:1], TROUSER, method, **more)
 
 
 def test_five_samples_are_not_few_and_half_of_them_may_be_mistaken(original, x, samples):
@@ -264,22 +270,25 @@ def test_retained_data_with_the_class_is_refused(original, samples, without, met
         forget(original, [samples(1), samples(3)], [1, 3], method, retained=without(1))
 
 
+@pytest.mark.parametrize("kind", ["empty", "unknown class", "colour"])
 @pytest.mark.parametrize("method", ["paths", *NEED_RETAINED])
-def test_retained_data_that_does_not_fit_is_refused(original, x, without, method):
-    """None at all; colour images for a model of grey ones; a class that the model does not know."""
-    eleven = zsu.data.Images(torch.zeros(20, 1, 28, 28, dtype=torch.uint8), torch.full((20,), 11), [*"abcdefghijkl"])
-    colour = zsu.data.Images(torch.zeros(20, 3, 28, 28, dtype=torch.uint8), torch.full((20,), 3), [*"abcdefghij"])
-    for data in (Subset(without(1), []), eleven, colour):
-        with pytest.raises(ZsuError):
-            forget(original, x, TROUSER, method, retained=data)
+def test_retained_data_that_does_not_fit_is_refused(original, x, without, method, kind):
+    grey, colour = (torch.zeros(20, n, 28, 28, dtype=torch.uint8) for n in (1, 3))
+    data = {
+        "empty": Subset(without(1), []),
+        "unknown class": zsu.data.Images(grey, torch.full((20,), 11), [*"abcdefghijkl"]),  # of a model that knows ten
+        "colour": zsu.data.Images(colour, torch.full((20,), 3), [*"abcdefghij"]),
+    }[kind]
+    with pytest.raises(ZsuError):
+        forget(original, x, TROUSER, method, retained=data)
 
 
 # --- paths ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", range(10))
-def test_paths_forget_each_class_and_keep_the_rest(original, each_class, by_class, target):
-    before, after = by_class(original), by_class(each_class[target].model)
+def test_paths_forget_each_class_and_keep_the_rest(each_class, before, by_class, target):
+    after = by_class(each_class[target].model)
     others = np.arange(10) != target
     assert before[target] > 0.5
     assert after[target] <= 0.01
@@ -290,8 +299,8 @@ def test_paths_forget_each_class_and_keep_the_rest(original, each_class, by_clas
 @pytest.mark.parametrize("target", range(10))
 def test_paths_leave_a_thousandth_on_the_samples_with_and_without_noise(each_class, samples, target):
     x = samples(target)
-    for seen in (x, disturbed(x, 0)):
-        assert largest(each_class[target].model, seen, target) <= 0.001 * (1 + 1e-4)
+    left = [largest(each_class[target].model, seen, target) for seen in (x, disturbed(x, 0))]
+    assert max(left) == pytest.approx(0.001, rel=1e-4)  # and no less than that: the bias falls no further than needed
 
 
 def test_input_noise_is_a_tenth_of_the_standard_deviation(x):
@@ -460,8 +469,8 @@ def both(original, samples):
     return forget(original, [samples(3), samples(7)], [3, 7])
 
 
-def test_two_classes_go_and_the_others_stay(original, each_class, both, by_class):
-    before, one, two = by_class(original), by_class(each_class[3].model), by_class(both.model)
+def test_two_classes_go_and_the_others_stay(each_class, both, before, by_class):
+    one, two = by_class(each_class[3].model), by_class(both.model)
     assert one[3] <= 0.01
     assert two[[3, 7]].max() <= 0.01
     assert one[7] >= before[7] - 0.02
@@ -494,14 +503,14 @@ def test_one_after_the_other_is_the_list_in_order(each_class, samples, both, ori
 
 
 @pytest.mark.parametrize("order", [(3, 7), (7, 3)])
-def test_undo_the_first_of_two_requests(original, each_class, samples, by_class, order):
+def test_undo_the_first_of_two_requests(original, each_class, samples, before, by_class, order):
     first = each_class[order[0]]
     second = forget(first.model, samples(order[1]), order[1])
     model = second.model
     assert second.patch.metadata["parent"] == model_hash(first.model)
     assert by_class(model)[list(order)].max() <= 0.01
     rest = undo(model, [first.patch, second.patch], 0)
-    before, after = by_class(original), by_class(model)
+    after = by_class(model)
     assert after[order[0]] >= before[order[0]] - 0.02
     assert after[order[1]] <= 0.01
     others = [c for c in range(10) if c != order[1]]
@@ -528,27 +537,26 @@ def test_every_method_takes_several_classes(original, samples, without, method):
     assert bits(original) == bits(result.patch.revert(result.model))
 
 
-def test_fine_tuning_forgets_several_classes_with_all_the_retained_data(original, splits, without, by_class):
+def test_fine_tuning_forgets_several_classes_with_much_retained_data(original, samples, without, by_class):
     """Training without both lets both fade, so that there is nothing left to do for the second."""
-    y = zsu.data.targets(splits.train)
-    x = [splits.train.data[y == c] / 255 for c in (3, 7)]
-    result = forget(original, x, [3, 7], "fine-tune", retained=without(3, 7, n=1200))
+    x = [samples(c) for c in (3, 7)]
+    result = forget(original, x, [3, 7], "fine-tune", retained=without(3, 7, n=400))
     assert by_class(result.model)[[3, 7]].max() <= 0.1
 
 
-def test_classes_that_look_alike(original, samples, each_class, by_class):
+def test_classes_that_look_alike(original, samples, each_class, before, by_class):
     """Shirts are taken for T-shirts and pullovers: the search for a budget ends, and the edit can be taken back."""
-    before = bits(original)
     for target in (0, 6):
+        others = np.arange(10) != target
         result = forget(original, samples(target), target, "lra-npp")
-        assert by_class(result.model)[target] <= 0.05
-        lost = (by_class(original) - by_class(result.model))[[c for c in range(10) if c != target]].mean()
-        kept = (by_class(original) - by_class(each_class[target].model))[[c for c in range(10) if c != target]].mean()
-        assert kept <= 0.005 < lost
-        assert bits(result.patch.revert(result.model)) == before
+        after = by_class(result.model)
+        assert after[target] <= 0.05
+        kept = by_class(each_class[target].model)
+        assert (before - kept)[others].mean() <= 0.005 < (before - after)[others].mean()
+        assert bits(result.patch.revert(result.model)) == bits(original)
     result = forget(original, [samples(0), samples(6)], [0, 6])
     assert by_class(result.model)[[0, 6]].max() <= 0.01
-    assert bits(result.patch.revert(result.model)) == before
+    assert bits(result.patch.revert(result.model)) == bits(original)
 
 
 def test_a_budget_that_no_share_reaches_ends_and_is_told(original, samples):
@@ -621,6 +629,14 @@ def test_classes_whose_names_are_numbers(original, splits, tmp_path):
             zsu.data.class_index(data.test, wrong)
 
 
+@pytest.mark.parametrize("method", ["paths", "lra-npp", "head-npp", "mask", "boundary-shrink"])
+@pytest.mark.parametrize("target", [0, 1])
+def test_samples_that_are_no_finite_images_of_the_model_are_refused(original, x, method, target):
+    for bad in (x.double(), (255 * x).to(torch.uint8), x.expand(-1, 3, -1, -1), x[0], x[:0], x * torch.nan):
+        with pytest.raises(ZsuError):
+            forget(original, bad, target, method)
+
+
 # --- devices and shapes ---------------------------------------------------------------------------------------
 
 
@@ -690,7 +706,7 @@ def test_colour_images_and_a_network_of_torchvision(method):
 # --- neurons: budgets and options -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [1, 5, 6])
+@pytest.mark.parametrize("target", [1, 5])
 def test_lra_npp_takes_the_least_share_that_leaves_no_sample(original, samples, target):
     """In steps of 2 %; here in one layer, so that k can say every smaller share by itself."""
     x = samples(target)
@@ -1049,7 +1065,6 @@ def all_edges(r):
         ({"x": torch.rand(0, 1, 28, 28)}, "N >= 1"),
         ({"x": torch.full((2, 1, 28, 28), torch.nan)}, "NaN or infinity"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_refused(original, x, arguments, match):
     before = bits(original)

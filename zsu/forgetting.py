@@ -17,14 +17,23 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from . import __version__
-from .data import classes, histogram, targets
+from .data import batches, classes, histogram, targets
 from .errors import ZsuError
 from .graph import build_graph
 from .paths import best_through
 from .peers import PEERS
 from .peers import TIERS as PEER_TIERS
 from .perturb import Patch, model_hash, perturb
-from .relevance import Relevance, check_model, explain, explain_each
+from .relevance import (
+    Relevance,
+    check_input,
+    check_logits,
+    check_model,
+    explain,
+    explain_each,
+    forward,
+    output_weights,
+)
 from .rerouting import module_of, reroute, wanted_outputs
 from .selection import (
     a_tenth,
@@ -169,17 +178,24 @@ def forget(
     options = Options(k, perturbed, layers, retained, noise, seed)
     check_options(method, options, [c for _, c in several])
     started = time.perf_counter()
-    edited, cuts, budgets, unrecognised = copy.deepcopy(model), [nothing()], [], 0
-    for samples, c in several:
+    if method in PEERS:
+        unrecognised = sum(recognised(predicted(model, samples), c) for samples, c in several)
+    else:
+        relevances = [explain(model, samples, c, edges=False) for samples, c in several]
+        unrecognised = sum(recognised(r.logits, c) for r, (_, c) in zip(relevances, several, strict=True))
+    check_retained(model, retained)
+    edited, cuts, budgets = copy.deepcopy(model), [nothing()], []
+    for i, (samples, c) in enumerate(several):
         if method in PEERS:
-            unrecognised += recognised(predicted(edited, samples), c)
-            PEERS[method](edited, samples, c, retained, seed)
+            train_all(PEERS[method], edited, samples, c, retained, seed)
             continue
-        relevance = explain(edited, samples, c, edges=False)
-        unrecognised += recognised(relevance.logits, c)
+        relevance = explain(edited, samples, c, edges=False) if i else relevances[0]
         budget, cut = edit(edited, samples, c, relevance, method, options)
         budgets.append(budget)
         cuts.append(cut)
+    if method == "zeroed":
+        for p in edited.parameters():
+            p.detach().zero_()
     patch = Patch.between(model, edited)
     if patch.weights_changed == 0:
         warnings.warn("the edit has no effect: no weight changes", stacklevel=2)
@@ -254,15 +270,39 @@ def check_options(method: str, options: Options, forgotten: list[int]) -> None:
         )
 
 
+def check_retained(model: nn.Module, retained: Dataset | None) -> None:
+    """Refuse retained data that the model does not fit, by one image of it."""
+    if retained is None:
+        return
+    remedy = "pass images as the model was trained on"
+    if len(retained) == 0:
+        raise ZsuError("the retained data is empty", where="forget", remedy=remedy)
+    like = next(model.parameters())
+    x, _ = next(batches(retained, 1))
+    try:
+        with torch.no_grad():
+            outputs = model(x.to(like.device, like.dtype)).shape[1]
+    except RuntimeError as error:
+        what = f"the model refuses retained images {tuple(x.shape)}: {error}"
+        raise ZsuError(what, where="forget", remedy=remedy) from error
+    if int(targets(retained).max()) >= outputs:
+        what = f"the retained data has label {int(targets(retained).max())}, the model {outputs} classes"
+        raise ZsuError(what, where="forget", remedy=remedy)
+
+
 @torch.no_grad()
 def predicted(model: nn.Module, x: Tensor) -> Tensor:
     """Logits, in batches of 100."""
     check_model(model)
-    return torch.cat([model(part) for part in x.split(100)])
+    check_input(model, x)
+    logits = torch.cat([forward(model, part) for part in x.split(100)])
+    check_logits(model, logits)
+    return logits
 
 
 def recognised(logits: Tensor, target: int) -> int:
     """Number of samples that the model does not take for the class; `ZsuError` where that is all of them."""
+    output_weights(logits, target)  # refuses a target that is no class
     n = len(logits)
     wrong = int((logits.argmax(1) != target).sum())
     if wrong == n:
@@ -272,10 +312,19 @@ def recognised(logits: Tensor, target: int) -> int:
             remedy="pass samples of the class that is named; what a model cannot predict it cannot forget",
         )
     if 2 * wrong > n:
-        warnings.warn(f"the model does not take {wrong} of {n} samples for class {target}", stacklevel=3)
+        warnings.warn(f"the model does not take {wrong} of {n} samples for class {target}", stacklevel=4)
     if n < FEW:
-        warnings.warn(f"{n} samples are few: what is found need not hold for the class", stacklevel=3)
+        warnings.warn(f"{n} samples are few: what is found need not hold for the class", stacklevel=4)
     return wrong
+
+
+def train_all(peer: Callable, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> None:
+    """A method of `zsu.peers`, for which frozen parameters are trained too."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    model.requires_grad_(True)
+    peer(model, x, target, retained, seed)
+    for p in frozen:
+        p.requires_grad_(False)
 
 
 def samples_hash(samples: list[Tensor]) -> str:
@@ -298,9 +347,7 @@ def edit(
         return cut_columns(model, x, relevance, options)
     if method in ("mask", "bias-shift"):
         return "", mask(model, relevance, target, row=method == "mask")
-    for p in model.parameters():  # "zeroed"
-        p.detach().zero_()
-    return "", nothing()
+    return "", nothing()  # "zeroed"
 
 
 def nothing() -> pd.DataFrame:
@@ -460,6 +507,7 @@ def chosen_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[No
     nodes = hidden_layers(relevance)
     if layers is None:
         return nodes
+    layers = [layers] if isinstance(layers, str) else layers
     unknown = [name for name in layers if name not in {n.name for n in nodes}]
     if unknown or not layers:
         remedy = f"use some of {', '.join(n.name for n in nodes)}"

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, Subset
 
 from . import data
 from .errors import ZsuError
+from .layers import at_least_float32
 
 BATCH_SIZE = 80
 
@@ -174,7 +175,7 @@ def svd_forget(
     inputs they have in the unedited model. Of the grid of alphas, the pair with the greatest
     accuracy(retained) (1 - accuracy(x)) on these same samples is kept. Nothing is random.
 
-    The grid is wider in both alphas than the paper's, which left much of the class in `SmallCNN`.
+    The grid of alphas and the score are ours.
 
     Source: Kodge, Saha and Roy (TMLR 2024, arXiv 2312.00761). Tier: T3.
     Cost: one pass forward over `x` and `retained`, one more for each pair of alphas, and two singular value
@@ -191,7 +192,9 @@ def svd_forget(
     def project(alpha_r: float, alpha_f: float) -> None:
         for layer, weight, forget, kept in spaces:
             groups = getattr(layer, "groups", 1)
-            w = weight.reshape(groups, -1, weight[0].numel())  # (out, ...) -> (groups, out / groups, inputs)
+            w = at_least_float32(weight).reshape(
+                groups, -1, weight[0].numel()
+            )  # (out, ...) -> (groups, out / groups, inputs)
             w_f = within(w, forget, alpha_f)
             layer.weight.copy_((w - w_f + within(w_f, kept, alpha_r)).reshape(weight.shape))
 
@@ -211,7 +214,7 @@ def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[t
     factors = {}
 
     def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        rows = input_rows(layer, inputs[0])
+        rows = input_rows(layer, at_least_float32(inputs[0]))
         factors[layer] = torch.linalg.qr(torch.cat([factors[layer], rows], 1) if layer in factors else rows, "r").R
 
     hooks = [layer.register_forward_pre_hook(keep) for layer in layers]

@@ -109,7 +109,7 @@ class Relevance:
 
     def warn_if_unsound(self) -> None:
         """Relevance of both signs that cancels to the right sum, or stays with the stabiliser, says little."""
-        kept = sum(abs(float(n.stabiliser)) for n in self.rows) / float(self.seed.abs().sum() + 1e-300)
+        kept = sum(abs(float(n.stabiliser)) for n in self.rows) / (float(self.seed.abs().sum()) + 1e-300)
         if kept > STAYS:
             warnings.warn(
                 f"the stabilisers keep {100 * kept:.0f} % of the relevance; use a smaller epsilon, as in Epsilon(1e-9)",
