@@ -130,6 +130,13 @@ def test_bench(capsys, tmp_path):
     assert "unknown methods" in refused(capsys, "bench", "--method", "magic", "--out", str(tmp_path))
 
 
+def test_reproduce_refuses_what_is_not_there(capsys, tmp_path):
+    words = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert "mufac-vit" in refused(capsys, "reproduce", "mnist-vit", *words)
+    assert str(tmp_path) in refused(capsys, "reproduce", "mufac-vit", *words)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_warning_is_one_line():
     """In a process of its own, as a user has it."""
     words = ["paths", "--class", "Trouser", "--k", "1000000", "--show", "0"]
@@ -203,7 +210,9 @@ def test_data_says_what_is_there(capsys):
     assert "Trouser" in out
 
 
-@pytest.mark.parametrize("command", ["forget", "audit", "apply", "revert", "diff", "bench", "train", "data"])
+@pytest.mark.parametrize(
+    "command", ["forget", "audit", "apply", "revert", "diff", "bench", "reproduce", "train", "data"]
+)
 def test_help_has_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

@@ -310,6 +310,26 @@ def bench(
     print(f"\nwritten to {out / scoreboard.FILE} and {out / 'scoreboard.png'}")
 
 
+@app.command(epilog="Example: zsu reproduce mnist-cnn --data ~/mnist --out mnist-cnn")
+def reproduce(
+    row: Annotated[
+        str, typer.Argument(help="mnist-cnn, cifar10-resnet50, cifar100-resnet50, imagenet-mini-vgg16 or mufac-vit.")
+    ],
+    data: Annotated[Path, typer.Option(help="Folder of the row's data: IDX, CIFAR archives, images or MUFAC.")],
+    out: Annotated[Path, typer.Option(help="Folder for models and results; an interrupted run goes on there.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 5,
+    size: Annotated[int | None, typer.Option(min=1, help="Image size. Default: the paper's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the row's.")] = None,
+    device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
+):
+    """One of the paper's experiments: train, retrain, forget, audit, over several seeds; on GPUs through torchrun."""
+    from . import reproduce as rows
+
+    frame = rows.run(row, data, out, seeds, size, epochs, device)
+    if frame is not None:  # on the first process of torchrun
+        print(rows.printed(row, frame))
+
+
 @app.command(epilog="Example: zsu data mnist --root ~/data")
 def data(
     name: Annotated[str, typer.Argument(help="Data set by name, or a folder.")] = "fashion-mini",

@@ -474,9 +474,9 @@ def printed(name: str, frame: pd.DataFrame) -> str:
         f"{name}, {frame['seed'].nunique()} seeds: accuracy in percent, mean ± standard deviation\n\n"
         f"{table.to_string()}\n\n{failed}"
         f"published: {PUBLISHED};\nto be compared with a run on the same data only. The paper's own tables may differ. "
-        "One value stands twice:\nbeside 'lra-npp', after the paper's description, and 'head-npp', closer to the code.\n\n"
-        f"Compared with {PAPERS!r} on the same seeds; low, high: bootstrap 95 % interval of the mean; p: two-sided,\n"
-        f"not corrected for the number of comparisons; with n seeds Wilcoxon's cannot be below 2 / 2^n.\n\n{compared}"
+        "One value stands twice:\nbeside 'lra-npp', after the paper's description, and 'head-npp', closer to the code."
+        f"\n\nCompared with {PAPERS!r} on the same seeds; low, high: bootstrap 95 % interval of the mean; p: two-sided,"
+        f"\nnot corrected for the number of comparisons; with n seeds Wilcoxon's cannot be below 2 / 2^n.\n\n{compared}"
     )
 
 
