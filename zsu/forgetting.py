@@ -55,6 +55,8 @@ TIERS = {
 METHODS = tuple(TIERS)
 MASKED_LOGIT = -1e4  # small enough for probability 0 in float16, float32 and float64
 NOISE = 0.1  # of the inputs, in their standard deviations: under it too the class has to stay at chance
+MOST = 0.002  # of the weights are cut
+AS_GOOD = 0.01  # probability
 GONE = 1e-3  # probability of the class on the samples, after `paths`
 FEW = 5  # samples
 
@@ -139,8 +141,9 @@ def forget(
     perturbation : {"zero", "gaussian", "laplace"}
         See `zsu.perturb.perturb`; only for ``"paths"``, ``"lra-npp"``, ``"head-npp"`` and ``"random"``.
     k : int, optional
-        ``"paths"``: cut at most that many edges (default 10,000). ``"lra-npp"``, ``"random"``: neurons per sample and
-        layer (default: the smallest share of each layer for which the edited model takes no sample for the class).
+        ``"paths"``: cut at most that many edges (default: as many as 0.2 % of the weights have). ``"lra-npp"``,
+        ``"random"``: neurons per sample and layer (default: the smallest share of each layer for which the edited model
+        takes no sample for the class).
         ``"head-npp"``: neurons per sample (default a tenth).
     perturbed : int, optional
         ``"lra-npp"``, ``"head-npp"``: how many of the most frequent neurons are perturbed, in each layer (default k,
@@ -393,8 +396,8 @@ def worst(model: nn.Module, x: Tensor, target: int) -> float:
 def cut_edges(
     model: nn.Module, x: Tensor, seen: Tensor, target: int, relevance: Relevance, options: Options
 ) -> tuple[str, pd.DataFrame]:
-    """The fewest class-specific edges, in the order of their most probable path, that bring the class to chance on
-    what is seen; all of them where that is not enough.
+    """Cut the fewest class-specific edges, in the order of their most probable path, that bring the class to chance on
+    what is seen; where all of them do not, the fewest that come as far.
 
     Flows are those of the z+ rule from a relevance of 1 at each logit, so that every class counts alike, whatever the
     size and sign of its logit.
@@ -402,31 +405,39 @@ def cut_edges(
     one = torch.zeros_like(relevance.logits)
     one[:, target] = 1
     own, others = explain_each(model, x, [one, 1 - one], "z+")
-    edges = specific_edges(own, others).head(options.k or 10_000)
+    edges = specific_edges(own, others)
     if edges.empty:
         raise ZsuError("no edge serves this class more than the others", where="forget", remedy="use another method")
     blocks = list(weight_blocks(model, own, edges))
-    chance = 1 / relevance.logits.shape[1]
+    edges = edges.head(options.k or affordable(model, len(edges), blocks))
 
     def patch(n: int) -> Patch:
         return perturb(model, joined((name, flat[rank < n]) for name, rank, flat in blocks), **options.noise)
 
-    def enough(n: int) -> bool:
+    def left(n: int) -> float:
+        """The largest probability of the class when n edges are cut."""
         trial = patch(n)
         trial.apply(model)
         try:
-            return worst(model, seen, target) <= chance
+            return worst(model, seen, target)
         finally:
             trial.revert(model)
 
     low, high = 0, len(edges)  # cutting `low` edges is too little, cutting `high` is enough
-    if not enough(high):
-        low = high - 1
+    goal = max(1 / relevance.logits.shape[1], left(high) + AS_GOOD)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
+        low, high = (low, middle) if left(middle) <= goal else (middle, high)
     patch(high).apply(model)
     return f"{high} of {len(edges)} edges", edges.loc[: high - 1, ["layer", "channel", "source"]]
+
+
+def affordable(model: nn.Module, edges: int, blocks: list) -> int:
+    """How many edges, in their order, have at most a share of `MOST` of the model's weights; at least one."""
+    weights = np.zeros(edges)
+    for _, rank, flat in blocks:
+        weights[rank.numpy()] = flat.shape[1]
+    return max(1, int((weights.cumsum() <= MOST * sum(p.numel() for p in model.parameters())).sum()))
 
 
 @torch.no_grad()
