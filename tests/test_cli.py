@@ -58,7 +58,7 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     assert [line.split()[0] for line in lines[1:9]] == [
         "original", "retrain", "paths", "lra-npp", "head-npp", "mask", "bias-shift", "random",
     ]  # fmt: skip
-    assert "tier T1; budget: 12 of 12 edges; rerouted to" in lines[-1]
+    assert "tier T1; budget: 5 of 12 edges; rerouted to" in lines[-1]
     assert "audit" in err  # the progress bar
     file = tmp_path / "forget-trouser-paths.safetensors"
     assert Patch.load(file).metadata["class"] == "Trouser"

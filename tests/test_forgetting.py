@@ -1113,3 +1113,22 @@ def test_models_that_a_method_does_not_know_are_refused_by_name():
             warnings.simplefilter("ignore")
             with pytest.raises(ZsuError, match=match):
                 forget(model, x, target, method)
+
+
+def test_a_head_whose_outputs_are_not_the_logits_is_left_where_it_is(original, x):
+    """A change of the head would arrive doubled; edges are still cut."""
+
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(original)
+
+        def forward(self, x):
+            return 2 * self.net(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the edges alone need not be enough
+        result = forget(Scaled().eval(), x, TROUSER)
+    assert "rerouted" not in result.patch.metadata["budget"]
+    assert result.cut["source"].notna().all()
+    assert result.patch.weights_changed == sum(len(c.index) for c in result.patch.changes.values()) > 0

@@ -441,3 +441,18 @@ def test_perturb_does_not_change_the_model(original):
     patch = perturb(original, {"fc.weight": torch.arange(10)})
     assert bits(original) == before
     assert isinstance(patch.changes["fc.weight"], Change)
+
+
+def test_a_tied_weight_is_patched_under_each_of_its_names():
+    """In a state dict they are two tensors."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    model = nn.Sequential(first, second)
+    edited = copy.deepcopy(model)
+    edited[0].weight.data[0] = 7.0
+    patch = Patch.between(model, edited)
+    assert list(patch.changes) == ["0.weight", "1.weight"]
+    state = patch.apply({name: t.clone() for name, t in model.state_dict().items()})
+    assert all(torch.equal(state[name], t) for name, t in edited.state_dict().items())
+    assert bits(patch.apply(copy.deepcopy(model))) == bits(edited)
+    assert bits(patch.revert(edited)) == bits(model)

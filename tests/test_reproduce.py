@@ -194,8 +194,8 @@ def resnet():
 # "lra-npp" tries many budgets, which takes minutes, and each method on VGG-16, with 134 million weights, some seconds.
 SHORT = {
     "mnist-cnn": (28, 8, 1e-3, 1, 2, reproduce.METHODS),
-    "cifar10-resnet50": (32, 8, 3e-4, 3, 2, ("paths", "head-npp", "mask")),
-    "cifar100-resnet50": (32, 8, 3e-4, 3, 1, ("paths", "head-npp", "mask")),
+    "cifar10-resnet50": (32, 8, 3e-4, 6, 2, ("paths", "head-npp", "mask")),
+    "cifar100-resnet50": (32, 8, 3e-4, 10, 1, ("paths", "head-npp", "mask")),
     "imagenet-mini-vgg16": (32, 16, 1e-4, 1, 1, ("lra-npp", "head-npp")),
     "mufac-vit": (32, 16, 1e-4, 1, 1, ("paths", "lra-npp", "head-npp")),
 }

@@ -34,7 +34,7 @@ from .relevance import (
     forward,
     output_weights,
 )
-from .rerouting import module_of, reroute, wanted_outputs
+from .rerouting import entering_inputs, module_of, reroute, wanted_outputs
 from .selection import (
     a_tenth,
     best,
@@ -369,7 +369,7 @@ def cut_paths(
     seen = torch.cat([x, disturbed(x, options.seed)])
     budget, cut = cut_edges(model, x, seen, target, relevance, options)
     head = relevance.head
-    if head is None or head.kind != "linear" or not head.weight:
+    if head is None or head.kind != "linear" or not head.weight or not gives_logits(model, head.weight, x):
         p = worst(model, seen, target)
         if p > 1 / relevance.logits.shape[1]:
             warnings.warn(f"{budget}: the class keeps a probability of up to {p:.2f} on the samples", stacklevel=4)
@@ -379,6 +379,14 @@ def cut_paths(
     if not lowered.empty:
         cut = pd.concat([cut, lowered], ignore_index=True)
     return f"{budget}; rerouted to {receiving}; {len(lowered)} bias lowered", cut
+
+
+@torch.no_grad()
+def gives_logits(model: nn.Module, weight: str, x: Tensor) -> bool:
+    """Whether the layer is a Linear on inputs (N, J) whose outputs are the logits as they are."""
+    layer = model.get_submodule(module_of(weight))
+    h = entering_inputs(model, x, module_of(weight)) if isinstance(layer, nn.Linear) else None
+    return h is not None and h.dim() == 2 and torch.allclose(layer(h), model(x), rtol=1e-3, atol=1e-3)
 
 
 def disturbed(x: Tensor, seed: int) -> Tensor:

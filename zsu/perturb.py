@@ -51,15 +51,15 @@ class Patch:
 
     @property
     def weights_changed(self) -> int:
-        """Number of weights whose value differs after the patch."""
+        """Number of weights whose value differs after the patch; a tied weight counts once for each of its names."""
         return sum(int((c.old != c.new).sum()) for c in self.changes.values())
 
     @classmethod
     def between(cls, before: nn.Module, after: nn.Module) -> Patch:
         """The Patch that turns one model into another of the same architecture: the parameters whose bits differ."""
         changes = {}
-        edited = dict(after.named_parameters())
-        for name, p in before.named_parameters():
+        edited = parameters(after)
+        for name, p in parameters(before).items():
             old, new = p.detach().flatten().cpu(), edited[name].detach().flatten().cpu()
             index = (old.view(BITS[old.element_size()]) != new.view(BITS[new.element_size()])).nonzero()[:, 0]  # (n,)
             if len(index):
@@ -271,8 +271,8 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def parameters(model: Weights) -> dict[str, Tensor]:
-    """Tensors by name, of a model or a state dict."""
-    return dict(model) if isinstance(model, Mapping) else dict(model.named_parameters())
+    """Tensors by name, of a model or a state dict; tied ones by each of their names, as in a state dict."""
+    return dict(model) if isinstance(model, Mapping) else dict(model.named_parameters(remove_duplicate=False))
 
 
 def model_hash(model: Weights) -> str:

@@ -125,10 +125,11 @@ def check_split(name: str, dataset: Dataset, target: list[int]) -> None:
     """`ZsuError` with the number of samples of each class where the class, or all the others, have none."""
     forget = torch.isin(targets(dataset), torch.tensor(target))
     if not forget.any() or forget.all():
+        named = ", ".join(repr(classes(dataset)[c]) for c in target)
         raise ZsuError(
             f"the {name} data holds {histogram(dataset)}",
             where="audit",
-            remedy=f"pass data with samples of {[classes(dataset)[c] for c in target]} and of others",
+            remedy=f"pass data with samples of class {named} and of others",
         )
 
 
