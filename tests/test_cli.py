@@ -58,7 +58,7 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     assert [line.split()[0] for line in lines[1:9]] == [
         "original", "retrain", "paths", "lra-npp", "head-npp", "mask", "bias-shift", "random",
     ]  # fmt: skip
-    assert "tier T1; budget: 5 of 12 edges; rerouted to" in lines[-1]
+    assert "tier T1; budget: 5 of 12 edges (not enough alone); rerouted to" in lines[-1]
     assert "audit" in err  # the progress bar
     file = tmp_path / "forget-trouser-paths.safetensors"
     assert Patch.load(file).metadata["class"] == "Trouser"
@@ -94,6 +94,7 @@ def test_apply_diff_and_revert_are_exact_and_refuse_another_model(capsys, tmp_pa
     message = refused(capsys, "apply", *words, "--out", "twice.safetensors")
     assert zsu.perturb.model_hash(original)[:12] in message
     assert zsu.perturb.model_hash(edited)[:12] in message
+    assert "overwritten" in refused(capsys, "apply", "--patch", "bag.safetensors", "--out", "bag.safetensors")
     other = str(models.bundled_path("original", 1))
     assert "does not hold" in refused(
         capsys, "revert", "--model", other, "--patch", "bag.safetensors", "--out", "x.safetensors"

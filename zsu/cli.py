@@ -198,6 +198,8 @@ def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, acti
     from . import models
     from .perturb import Patch
 
+    if out.resolve() == patch.resolve():
+        raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
     about, state = models.read_state(models.bundled_path() if model is None else model, trusted=trusted)
     getattr(Patch.load(patch), action)(state)
     models.save_state(state, out, about)

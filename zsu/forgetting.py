@@ -126,8 +126,9 @@ def forget(
 
         * ``"paths"`` (T1): cut edges of the most probable paths, those that serve this class more than all others
           together, in the order of their most probable path, as few as bring the class to chance on every sample, with
-          and without small input noise; move the head so that the evidence goes where `zsu.rerouting` says (with
-          `retained`: T3); and lower the class's bias by what is missing to a probability of 0.001.
+          and without small input noise, or, where all do not, as come as far; move the head so that the evidence goes
+          where `zsu.rerouting` says (with `retained`: T3); and lower the class's bias by what is missing to a
+          probability of 0.001.
         * ``"lra-npp"`` (T1): in every weighted layer but the last, perturb the incoming weights of the neurons that
           are most often among a sample's k most relevant (Chang et al. 2024, as described in the paper).
         * ``"head-npp"`` (T1): the same at the input of the last layer only, for the *predicted* class; the most
@@ -230,7 +231,7 @@ def several_classes(x: Tensor | Sequence[Tensor], target: int | Sequence[int]) -
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
         return [(x, int(target))]
     remedy = "pass the index of one class, or a list of indices and a list of as many tensors of samples"
-    wrong = isinstance(target, (str, bytes)) or not isinstance(target, (Sequence, np.ndarray, Tensor))
+    wrong = isinstance(target, (str, bytes)) or not isinstance(target, (Sequence, np.ndarray))
     if wrong or any(isinstance(c, bool) or not isinstance(c, (int, np.integer)) for c in target):
         raise ZsuError(f"target is {target!r}", where="forget", remedy=remedy)
     if len(set(target)) < len(target):
@@ -432,12 +433,14 @@ def cut_edges(
             trial.revert(model)
 
     low, high = 0, len(edges)  # cutting `low` edges is too little, cutting `high` is enough
-    goal = max(1 / relevance.logits.shape[1], left(high) + AS_GOOD)
+    chance = 1 / relevance.logits.shape[1]
+    goal = max(chance, left(high) + AS_GOOD)
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if left(middle) <= goal else (middle, high)
     patch(high).apply(model)
-    return f"{high} of {len(edges)} edges", edges.loc[: high - 1, ["layer", "channel", "source"]]
+    alone = "" if goal == chance else " (not enough alone)"
+    return f"{high} of {len(edges)} edges{alone}", edges.loc[: high - 1, ["layer", "channel", "source"]]
 
 
 def affordable(model: nn.Module, edges: int, blocks: list) -> int:

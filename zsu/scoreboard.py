@@ -267,7 +267,9 @@ def summary(board: pd.DataFrame) -> pd.DataFrame:
             "js": js[method].mean(),
             "js_ratio": js[method].mean() / js["retrain"].mean(),
             "js_mask_worst": (by_class[method] / by_class["mask"]).max() if "mask" in js else np.nan,
-            "in_null": within.mean(),
+            "in_null": within.mean()
+            if (band["null_low"] < band["null_high"]).any()
+            else np.nan,  # of one pair: no band
             "seconds": own["seconds"].median(),
             "faster": seconds["retrain"].median() / own["seconds"].median(),
             "weights": 100 * (own["weights_changed"] / own["weights"]).max(),
