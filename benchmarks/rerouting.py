@@ -114,12 +114,12 @@ def rules(model, x, f, retained):
 
 rows = []
 for seed in tqdm(range(3), desc="originals"):
-    model, _ = scoreboard.trained(folder, "fashion-mini", splits.train, None, seed, training.EPOCHS)
+    model, _ = scoreboard.trained(folder, splits, scoreboard.bundled_hash(), None, seed, training.EPOCHS)
     for f in tqdm(range(10), desc="classes", leave=False):
         held_out = data.without_samples(splits.test, f, seed=seed)
         x = torch.cat([x for x, _ in data.batches(held_out)])[data.targets(held_out) == f]
         retrained = [
-            scoreboard.trained(folder, "fashion-mini", splits.train, f, s, training.EPOCHS)[0] for s in range(3)
+            scoreboard.trained(folder, splits, scoreboard.bundled_hash(), f, s, training.EPOCHS)[0] for s in range(3)
         ]
         with torch.no_grad():
             references = [m(x).double().softmax(1) for m in retrained]

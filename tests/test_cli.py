@@ -102,6 +102,23 @@ def test_apply_diff_and_revert_are_exact_and_refuse_another_model(capsys, tmp_pa
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_an_audit_leaves_out_what_a_patch_from_python_has_seen(capsys, tmp_path):
+    file = str(tmp_path / "p.safetensors")
+    test, original = data.load("fashion-mini").test, models.bundled("original")
+    zsu.forget(original, data.samples(test, "Trouser", 100), 1, "mask").patch.save(file)
+    code, out, err = run(capsys, "audit", "--class", "Trouser", "--patch", file)
+    assert code == 0
+    assert "not known" not in err
+    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:4]}
+    held_out = data.without_samples(test, "Trouser", 100)
+    p, y = zsu.evaluation.predict(original, held_out)
+    assert float(rows["original"][2]) == pytest.approx(zsu.evaluation.accuracy(p, y), abs=5e-4)
+    assert "forgets class 1" in refused(capsys, "audit", "--class", "Bag", "--patch", file)
+    zsu.forget(original, data.samples(test, "Trouser")[5:25], 1, "mask").patch.save(file)
+    _, _, err = run(capsys, "audit", "--class", "Trouser", "--patch", file)
+    assert "which images the edit has seen is not known" in err
+
+
 def test_several_classes_and_methods_that_need_more_data(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, "forget", "--class", "Bag", "--class", "Trouser", "--method", "mask")

@@ -153,8 +153,10 @@ def test_metadata_say_what_was_done_and_survive_a_file(original, edited, x, meth
         "absolute": "False", "samples": "36", "seed": "0", "unrecognised": "1", "zsu": zsu.__version__,
         "torch": torch.__version__, "parent": model_hash(zsu.models.bundled("original")),
         "samples_sha256": hashlib.sha256(x.numpy().tobytes()).hexdigest(),
+        "k": "None", "perturbed": "None", "layers": "None",
     }  # fmt: skip
-    assert metadata.keys() == expected.keys() | {"budget", "seconds"}
+    assert metadata.keys() == expected.keys() | {"budget", "seconds", "retained"}
+    assert (metadata["retained"] == "0") == (method not in NEED_RETAINED)
     assert {k: metadata[k] for k in expected} == expected
     assert 0 < float(metadata["seconds"]) < 60
     with torch.no_grad():
@@ -172,6 +174,7 @@ def test_metadata_of_several_classes(original, samples):
     assert metadata["samples"] == "36,30"
     assert (metadata["scale"], metadata["absolute"], metadata["seed"]) == ("2.5", "True", "9")
     assert metadata["budget"] == "k = 2; k = 2"
+    assert metadata["k"] == "2"
     assert metadata["samples_sha256"] == hashlib.sha256(torch.cat([a, b]).numpy().tobytes()).hexdigest()
 
 
@@ -1132,3 +1135,64 @@ def test_a_head_whose_outputs_are_not_the_logits_is_left_where_it_is(original, x
     assert "rerouted" not in result.patch.metadata["budget"]
     assert result.cut["source"].notna().all()
     assert result.patch.weights_changed == sum(len(c.index) for c in result.patch.changes.values()) > 0
+
+
+class Turned(nn.Module):
+    """The last layer's outputs are not the logits: of the other sign, or in another order."""
+
+    def __init__(self, model, how):
+        super().__init__()
+        self.net, self.how = model, how
+
+    def forward(self, x):
+        return -self.net(x) if self.how == "sign" else self.net(x).flip(1)
+
+
+@pytest.mark.parametrize("how", ["sign", "order"])
+@pytest.mark.parametrize("method", ["mask", "bias-shift"])
+def test_a_mask_of_the_wrong_row_is_refused(original, x, method, how):
+    model = Turned(copy.deepcopy(original), how).eval()
+    with torch.no_grad():
+        target = int(model(x).argmax(1).mode().values)
+    before = bits(model)
+    with pytest.raises(ZsuError, match="are not the logits in their order"):
+        forget(model, x, target, method)
+    assert bits(model) == before
+
+
+def test_no_gradient_reaches_the_callers_samples(original, x):
+    seen = x.clone().requires_grad_()
+    forget(original, seen, TROUSER, "boundary-shrink")
+    assert seen.grad is None
+    forget(original, seen * 1.0, TROUSER, "boundary-shrink")  # nor is its graph used
+
+
+@pytest.mark.parametrize("target", [torch.tensor(1), np.array(1)])
+def test_a_class_in_a_tensor_is_refused_in_one_line(original, x, target):
+    with pytest.raises(ZsuError, match="pass the index of one class"):
+        forget(original, x, target)
+
+
+def test_heads_and_layers_that_are_not_called_as_modules(original, x, without):
+    """By F.linear, or with a named argument; and one that is not used at all."""
+
+    class Functional(nn.Module):
+        def __init__(self, named):
+            super().__init__()
+            self.net, self.named = copy.deepcopy(original), named
+            self.unused = nn.Linear(3, 3)
+
+        def forward(self, x):
+            net = self.net
+            h = net.relu3(net.conv3(net.pool2(net.relu2(net.conv2(net.pool1(net.relu1(net.conv1(x))))))))
+            h = net.relu4(net.fc(net.fit(net.pool3(h)).flatten(1)))
+            return net.head(input=h) if self.named else nn.functional.linear(h, net.head.weight, net.head.bias)
+
+    named, functional = Functional(True).eval(), Functional(False).eval()
+    assert "rerouted" in forget(named, x, TROUSER).patch.metadata["budget"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the edges alone are not enough
+        assert "rerouted" not in forget(functional, x, TROUSER).patch.metadata["budget"]
+    assert forget(functional, x, TROUSER, "mask").patch.weights_changed == 33
+    for model in (named, functional):
+        assert forget(model, x, TROUSER, "svd", retained=without(1)).patch.weights_changed > 0

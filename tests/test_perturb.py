@@ -456,3 +456,9 @@ def test_a_tied_weight_is_patched_under_each_of_its_names():
     assert all(torch.equal(state[name], t) for name, t in edited.state_dict().items())
     assert bits(patch.apply(copy.deepcopy(model))) == bits(edited)
     assert bits(patch.revert(edited)) == bits(model)
+
+
+@pytest.mark.parametrize("index", [[-1], [10], [0.5], [True]])
+def test_indices_that_do_not_fit_are_refused(original, index):
+    with pytest.raises(ZsuError, match="head.bias: indices .* pass int64 indices from 0 to 9"):
+        perturb(original, {"head.bias": torch.tensor(index)})

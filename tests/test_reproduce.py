@@ -426,3 +426,16 @@ def test_statistics_without_differences_seeds_or_the_method_of_the_paper():
     none = reproduce.statistics(frame_of(mask=[0.1, 0.2]))
     assert none["difference"].isna().all()
     assert none["mean"].notna().all()
+
+
+def test_data_that_differ_in_their_last_image_are_other_data():
+    labels = torch.tensor([0, 1])
+    one, other = torch.zeros(2, 2, 1, 4, 4, dtype=torch.uint8)
+    other[-1] = 9
+    hashes = set()
+    for pixels in (one, other):
+        part = data.Images(pixels, labels, ["a", "b"])
+        hashes.add(
+            reproduce.settings("mnist-cnn", reproduce.ROWS["mnist-cnn"], data.Splits(part, part), False, [])["data"]
+        )
+    assert len(hashes) == 2

@@ -163,3 +163,37 @@ def test_summary_by_hand():
     assert without_mask["js_mask_worst"].isna().all()
     figure = plots.scoreboard(board.assign(ag_drop=0.0, js_forget_ratio=board["js_forget"] / 0.1))
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["mask", "edit"]
+
+
+def test_models_of_other_data_in_the_folder_are_not_taken(idx, tmp_path, monkeypatch):
+    """As after a stop before the first row."""
+    bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
+    (tmp_path / FILE).unlink()
+    again = bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
+    calls = []
+    train = scoreboard.training.train
+    monkeypatch.setattr(scoreboard.training, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
+    (tmp_path / FILE).unlink()
+    monkeypatch.setattr(scoreboard, "dataset_hash", lambda splits: "another")
+    other = bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
+    assert len(calls) == 4  # one original, three retrained
+    assert set(again["data_sha256"]) != set(other["data_sha256"])
+
+
+def test_a_method_of_some_classes_only_is_compared_on_these():
+    """Twice the null on the one class that it has, whatever the other's null is."""
+    rows = []
+    for c, null in ((0, 0.1), (1, 0.5)):
+        common = {"class": c, "seed": 0, "null_low": 0.05, "null_high": 0.6, "weights": 1000, "broken": False}
+        rows.append({"method": "original", "tier": "-", "at_test": 0.9, "ag_test": 0.8, "js_forget": 0.6, **common})
+        retrain = {"at_test": 0, "ag_test": 0.8, "js_forget": null, "seconds": 8 + c}
+        rows.append({"method": "retrain", "tier": "T4", **retrain, **common})
+    edit = {"at_test": 0, "ag_test": 0.8, "js_forget": 0.2, "seconds": 2, "weights_changed": 10}
+    rows.append({"method": "edit", "tier": "T1", **edit, **rows[0] | {"method": "edit", "tier": "T1", **edit}})
+    rows.append({**rows[-1], "method": "ruin", "ag_test": 0.1, "broken": True})
+    board = pd.DataFrame(rows)
+    found = summary(board).loc["edit"]
+    assert (found["js_ratio"], found["in_null"], found["faster"]) == (pytest.approx(2), 1, 4)
+    lines = {line.split()[0]: line.split() for line in printed(board).splitlines() if line}
+    assert lines["ruin"].count("broken") == 4
+    assert "broken" not in lines["edit"]

@@ -149,9 +149,11 @@ def audit(
     if about.get("class", ", ".join(names)) != ", ".join(names):
         what = f"the patch forgets {about['class']!r}, not {', '.join(names)!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
+    if about.get("target", ",".join(map(str, targets))) != ",".join(map(str, targets)):
+        raise ZsuError(f"the patch forgets class {about['target']}", where=str(patch), remedy="name that class")
     edited = loaded.apply(copy.deepcopy(network))
     row = {about.get("method", patch.stem): Forgotten(edited, loaded, None)}
-    held_out = without(splits, targets, int(about.get("unseen", 0)), int(about.get("seed", 0)))
+    held_out = without(splits, targets, unseen_samples(network, splits, targets, about), int(about.get("seed", 0)))
     retrained = retrained_models(references, model, data, names, arch, trusted)
     print(table(run_audit(network, row, splits.train, held_out, targets, retrained)))
 
@@ -400,6 +402,28 @@ def named(splits: Splits, cls: list[str]) -> tuple[list[int], list[str]]:
 
     targets = sorted({zsu_data.class_index(splits.test, c) for c in cls})
     return targets, [zsu_data.classes(splits.test)[c] for c in targets]
+
+
+def unseen_samples(network: nn.Module, splits: Splits, targets: list[int], about: dict[str, str]) -> int:
+    """How many test images of each class the edit has seen: those that `data.samples` draws, if their hash is the same.
+
+    Warns where that cannot be told; training images, which methods of tier T2 and above see, are in no test.
+    """
+    from . import data as zsu_data
+    from .forgetting import samples_hash
+
+    if "unseen" in about:
+        return int(about["unseen"])
+    like = next(network.parameters())
+    numbers = set(about.get("samples", "0").split(","))
+    number = int(numbers.pop())
+    if not numbers and 0 < number < int((zsu_data.targets(splits.test) == targets[0]).sum()):
+        drawn = [zsu_data.samples(splits.test, c, number, int(about.get("seed", 0))).to(like) for c in targets]
+        if samples_hash(drawn) == about.get("samples_sha256"):
+            return number
+    if about.get("tier", "T1") in ("T0", "T1") or about.get("method") == "paths":
+        warnings.warn("which images the edit has seen is not known: they may be among those of the test", stacklevel=2)
+    return 0
 
 
 def without(splits: Splits, targets: list[int], samples: int, seed: int):

@@ -119,7 +119,7 @@ def forget(
         methods of tier T2 and above want all training images of the class.
     target : int, or a list of them
         Index of the class to forget. Several are forgotten one after the other in the order of their indices, whatever
-        the order of the list, and make one patch.
+        the order of the list, and make one patch; a later one can raise the probability of an earlier one a little.
     method : str
         By the data that it needs: T0 nothing but weights, T1 a few samples of the class, T2 its training images, T3
         also some retained samples, T4 all of them.
@@ -210,6 +210,10 @@ def forget(
         "perturbation": perturbation,
         "scale": str(scale),
         "absolute": str(absolute),
+        "k": str(k),
+        "perturbed": str(perturbed),
+        "layers": str(layers if layers is None else list(layers)),
+        "retained": str(0 if retained is None else len(retained)),
         "budget": "; ".join(b for b in budgets if b),
         "samples": ",".join(str(len(s)) for s, _ in several),
         "samples_sha256": samples_hash([s for s, _ in several]),
@@ -229,17 +233,24 @@ def forget(
 def several_classes(x: Tensor | Sequence[Tensor], target: int | Sequence[int]) -> list[tuple[Tensor, int]]:
     """(samples, class) in the order of the classes."""
     if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
-        return [(x, int(target))]
+        return [(detached(x), int(target))]
     remedy = "pass the index of one class, or a list of indices and a list of as many tensors of samples"
     wrong = isinstance(target, (str, bytes)) or not isinstance(target, (Sequence, np.ndarray))
+    wrong = wrong or (isinstance(target, np.ndarray) and target.ndim != 1)
     if wrong or any(isinstance(c, bool) or not isinstance(c, (int, np.integer)) for c in target):
         raise ZsuError(f"target is {target!r}", where="forget", remedy=remedy)
     if len(set(target)) < len(target):
         what = "a class is named twice: whole classes are forgotten here, not single samples"
         raise ZsuError(what, where="forget", remedy=remedy)
-    if isinstance(x, Tensor) or len(x) != len(target) or not len(target):
-        raise ZsuError(f"{len(x)} tensors of samples for {len(target)} classes", where="forget", remedy=remedy)
-    return sorted(((s, int(c)) for s, c in zip(x, target, strict=True)), key=lambda pair: pair[1])
+    if not isinstance(x, Sequence) or len(x) != len(target) or not len(target):
+        number = len(x) if isinstance(x, (Sequence, Tensor)) else "no"
+        raise ZsuError(f"{number} tensors of samples for {len(target)} classes", where="forget", remedy=remedy)
+    return sorted(((detached(s), int(c)) for s, c in zip(x, target, strict=True)), key=lambda pair: pair[1])
+
+
+def detached(x: Tensor) -> Tensor:
+    """Without a graph, so that no gradient reaches the caller's tensor; what is no tensor is refused later."""
+    return x.detach() if isinstance(x, Tensor) else x
 
 
 def check_options(method: str, options: Options, forgotten: list[int]) -> None:
@@ -350,7 +361,7 @@ def edit(
     if method == "head-npp":
         return cut_columns(model, x, relevance, options)
     if method in ("mask", "bias-shift"):
-        return "", mask(model, relevance, target, row=method == "mask")
+        return "", mask(model, x, relevance, target, row=method == "mask")
     return "", nothing()  # "zeroed"
 
 
@@ -386,7 +397,7 @@ def cut_paths(
 def gives_logits(model: nn.Module, weight: str, x: Tensor) -> bool:
     """Whether the layer is a Linear on inputs (N, J) whose outputs are the logits as they are."""
     layer = model.get_submodule(module_of(weight))
-    h = entering_inputs(model, x, module_of(weight)) if isinstance(layer, nn.Linear) else None
+    h = entering_inputs(model, x, module_of(weight)) if isinstance(layer, nn.Linear) else None  # None too if not called
     return h is not None and h.dim() == 2 and torch.allclose(layer(h), model(x), rtol=1e-3, atol=1e-3)
 
 
@@ -514,8 +525,9 @@ def cut_neurons(
             check_k(node, max(options.k, options.perturbed or 0))
         budget, neurons = f"k = {options.k}", most_frequent({n.name: options.k for n in nodes})
     else:
-        budget, neurons = least_share(model, x, target, nodes, most_frequent, patch)
+        budget, neurons = least_share(model, x, target, nodes, most_frequent, patch, quiet=random)
     if random:
+        budget = f"as many as lra-npp: {budget}"
         generator = torch.Generator().manual_seed(options.seed)
         for node in nodes:
             order = torch.randperm(node.relevance.shape[1], generator=generator)
@@ -539,7 +551,7 @@ def chosen_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[No
 
 @torch.no_grad()
 def least_share(
-    model: nn.Module, x: Tensor, target: int, nodes: list[Node], most_frequent: Callable, patch: Callable
+    model: nn.Module, x: Tensor, target: int, nodes: list[Node], most_frequent: Callable, patch: Callable, quiet: bool
 ) -> tuple[str, dict[str, Tensor]]:
     """The budget of `cut_neurons` without a k, and its neurons."""
     fewest = len(x) + 1
@@ -553,7 +565,8 @@ def least_share(
             fewest, budget, found = left, f"{percent} % of each layer", neurons
         if left == 0:
             return budget, found
-    warnings.warn(f"{budget}: {fewest} of {len(x)} samples are still taken for the class", stacklevel=5)
+    if not quiet:
+        warnings.warn(f"{budget}: {fewest} of {len(x)} samples are still taken for the class", stacklevel=5)
     return f"{budget}, {fewest} of {len(x)} samples left", found
 
 
@@ -587,14 +600,24 @@ def cut_columns(model: nn.Module, x: Tensor, relevance: Relevance, options: Opti
 
 
 @torch.no_grad()
-def mask(model: nn.Module, relevance: Relevance, target: int, row: bool) -> pd.DataFrame:
-    """The class's bias becomes a constant far below every logit, and with `row` its row of the head 0."""
+def mask(model: nn.Module, x: Tensor, relevance: Relevance, target: int, row: bool) -> pd.DataFrame:
+    """The class's bias becomes a constant far below every logit, and with `row` its row of the head 0.
+
+    Checked on x: the class is gone, and the other logits are what they were.
+    """
     head = relevance.layers[-1]
     held = dict(model.named_parameters())
     bias = module_of(head.weight) + ".bias" if head.weight else None
     if head.kind != "linear" or bias not in held:
         raise ZsuError("the last layer is not a Linear with bias", where=head.name, remedy="use another method")
-    if row:
-        held[head.weight][target] = 0
-    held[bias][target] = MASKED_LOGIT
+    others = torch.arange(relevance.logits.shape[1], device=x.device) != target
+    if target < len(held[bias]):
+        if row:
+            held[head.weight][target] = 0
+        held[bias][target] = MASKED_LOGIT
+    after = model(x)
+    same = torch.allclose(after[:, others], relevance.logits[:, others], rtol=1e-3, atol=1e-3)
+    if not same or after.float().softmax(1)[:, target].max() > 1e-6:
+        what = "the outputs of the last layer are not the logits in their order"
+        raise ZsuError(what, where=head.name, remedy="use another method")
     return pd.DataFrame({"layer": [head.name], "channel": [target], "source": pd.NA})

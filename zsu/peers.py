@@ -187,7 +187,7 @@ def svd_forget(
     x_kept, y_kept = x_kept.to(x), y_kept.to(x.device)
     spaces = [(m, m.weight.clone(), f, r)
               for m, f, r in zip(layers, input_spaces(model, layers, x), input_spaces(model, layers, x_kept),
-                                 strict=True)]  # fmt: skip
+                                 strict=True) if f and r]  # fmt: skip
 
     def project(alpha_r: float, alpha_f: float) -> None:
         for layer, weight, forget, kept in spaces:
@@ -205,7 +205,7 @@ def svd_forget(
     project(*max(((r, f) for r in alphas_r for f in alphas_f), key=score))
 
 
-def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[tuple[Tensor, Tensor]]:
+def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[tuple[Tensor, Tensor] | None]:
     """For each layer the right singular vectors (groups, inputs, rank) of its inputs, and the shares r (groups, rank).
 
     A layer's inputs, one a row, can be too many to hold. Of each batch only the factor R of a QR decomposition is
@@ -213,11 +213,11 @@ def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[t
     """
     factors = {}
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor]) -> None:
-        rows = input_rows(layer, at_least_float32(inputs[0]))
+    def keep(layer: nn.Module, inputs: tuple[Tensor], named: dict[str, Tensor]) -> None:
+        rows = input_rows(layer, at_least_float32([*inputs, *named.values()][0]))
         factors[layer] = torch.linalg.qr(torch.cat([factors[layer], rows], 1) if layer in factors else rows, "r").R
 
-    hooks = [layer.register_forward_pre_hook(keep) for layer in layers]
+    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in layers]
     try:
         for part in x.split(BATCH_SIZE):
             model(part)
@@ -226,6 +226,9 @@ def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[t
             hook.remove()
     spaces = []
     for layer in layers:
+        if layer not in factors:
+            spaces.append(None)
+            continue
         _, s, vt = torch.linalg.svd(factors[layer], full_matrices=False)
         power = s.square()
         spaces.append((vt.mT, power / power.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)))

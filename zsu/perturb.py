@@ -243,7 +243,10 @@ def perturb(
         if name not in held:
             raise ZsuError(f"no parameter {name!r}", where="perturb", remedy=f"use one of {', '.join(held)}")
         weight = held[name].detach()
-        index = index.cpu().unique()
+        index = torch.as_tensor(index).cpu().unique()
+        if index.dtype != torch.int64 or (len(index) and not 0 <= int(index[0]) <= int(index[-1]) < weight.numel()):
+            remedy = f"pass int64 indices from 0 to {weight.numel() - 1} into its flattened values"
+            raise ZsuError(f"indices {index.dtype} that do not fit", where=name, remedy=remedy)
         old = weight.flatten()[index.to(weight.device)].cpu()
         if perturbation == "zero":
             new = torch.zeros_like(old)
@@ -252,7 +255,9 @@ def perturb(
             # 0, not NaN, where there is a single weight
             deviation = 1.0 if absolute else float(weight.double().std(correction=0))
             new = (old.double() + scale * deviation * noise).to(old.dtype)
-        changes[name] = Change(index, old, new)
+        for alias, p in held.items():  # a tied weight under each of its names
+            if p is held[name]:
+                changes[alias] = Change(index, old, new)
     about = {"perturbation": perturbation, "scale": str(scale), "seed": str(seed)}
     return Patch(changes, about | ({"absolute": "True"} if absolute else {}))
 

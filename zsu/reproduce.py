@@ -289,7 +289,11 @@ def settings(name: str, row: Row, splits: Splits, pretrained: bool, methods: Seq
     digest = hashlib.sha256()
     for part in splits:
         digest.update(data.targets(part).numpy().tobytes())
-        digest.update(part[0][0].numpy().tobytes())
+        if isinstance(part, data.Images):
+            digest.update(part.data.numpy().tobytes())
+        else:  # too many to read them all: names and sizes of the files
+            files = part.paths if isinstance(part, Faces) else [path for path, _ in part.samples]
+            digest.update(repr([(Path(f).name, os.path.getsize(f)) for f in files]).encode())
     plain_data = {key: value for key, value in row._asdict().items() if isinstance(value, (int, float, str))}
     return {"row": name, "data": digest.hexdigest(), "classes": data.classes(splits.train), **plain_data,
             "pretrained": pretrained, "methods": list(methods)}  # fmt: skip

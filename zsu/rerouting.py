@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from .data import batches, targets
+from .errors import ZsuError
 from .relevance import Relevance
 
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
@@ -85,29 +86,38 @@ def neighbours(model: nn.Module, x: Tensor, relevance: Relevance, retained: Data
     label = targets(retained).to(x.device)
     present = label.unique()
     near = torch.stack([(cosine[:, label == c] / TEMPERATURE).logsumexp(1) for c in present], 1)
-    logits = near.min(1, keepdim=True).values.repeat(1, relevance.logits.shape[1])  # a class without images is far
+    logits = near.min(1, keepdim=True).values.repeat(
+        1, relevance.logits.shape[1]
+    )  # a class without images: as far as any
     logits[:, present] = near
     return logits
 
 
 def features(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """What enters a layer, (N, D) with length 1; images of more than 8 x 8 positions are pooled to that."""
-    entering = entering_inputs(model, x, name).float()
+    entering = entering_inputs(model, x, name)
+    if entering is None:
+        raise ZsuError("not called as a module", where=name, remedy="call paths without retained samples")
+    entering = entering.float()
     if entering.dim() == 4 and entering.shape[-1] > 8:
         entering = F.adaptive_avg_pool2d(entering, 8)
     return F.normalize(entering.flatten(1))  # (N, ...) -> (N, D)
 
 
 @torch.no_grad()
-def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor:
-    """What enters the layer of that name in the forward pass of x."""
+def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor | None:
+    """What enters the layer of that name in the forward pass of x; None where it is not called as a module."""
     seen = []
-    handle = model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+
+    def keep(_, inputs, named):
+        seen.extend([*inputs, *named.values()][:1])
+
+    handle = model.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
     try:
         model(x)
     finally:
         handle.remove()
-    return seen[-1]
+    return seen[-1] if seen else None
 
 
 def module_of(parameter: str) -> str:

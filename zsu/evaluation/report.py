@@ -114,7 +114,9 @@ def audit(
     frame.insert(6, "ag_drop", before["ag_test"] - frame["ag_test"])
     frame["js_forget_ratio"] = frame["js_forget"] / frame.loc["retrain", "js_forget"]
     patches = {name: f.patch for name, f in forgotten.items() if isinstance(f, Forgotten)}
-    seconds = {name: float(p.metadata["seconds"]) for name, p in patches.items()} | {"retrain": retrain_seconds}
+    seconds = {name: float(p.metadata.get("seconds", "nan")) for name, p in patches.items()} | {
+        "retrain": retrain_seconds
+    }
     frame["seconds"] = frame.index.map(seconds).astype(float)
     frame["weights_changed"] = frame.index.map({n: p.weights_changed for n, p in patches.items()}).astype(float)
     frame["broken"] = frame["ag_test"] < before["ag_test"] / 2
