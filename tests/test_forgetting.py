@@ -28,21 +28,6 @@ NEED_RETAINED = [m for m in METHODS if TIERS[m] in ("T3", "T4")]
 
 
 @pytest.fixture(scope="module")
-def original():
-    return zsu.models.bundled("original")
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return zsu.data.load("fashion-mini")
-
-
-@pytest.fixture(scope="module")
-def x(splits):
-    return zsu.data.samples(splits.test, TROUSER)
-
-
-@pytest.fixture(scope="module")
 def samples(splits):
     return lambda cls: zsu.data.samples(splits.test, cls)
 

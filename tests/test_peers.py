@@ -131,7 +131,7 @@ def test_input_spaces_are_those_of_all_rows_at_once():
     model = nn.Sequential(nn.Conv2d(2, 3, 3))
     x = torch.rand(200, 2, 4, 4)  # more than one batch
     with torch.no_grad():
-        ((v, r),) = peers.input_spaces(model, [model[0]], x)
+        ((v, r),) = peers.input_spaces(model, [model[0]], x).values()
     rows = peers.input_rows(model[0], x)[0]
     energy = rows.T @ rows
     torch.testing.assert_close(v[0] @ torch.diag(r[0]) @ v[0].T, energy / energy.trace())

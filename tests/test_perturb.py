@@ -18,11 +18,6 @@ TROUSER = 1
 
 
 @pytest.fixture(scope="module")
-def original():
-    return zsu.models.bundled("original")
-
-
-@pytest.fixture(scope="module")
 def edited(original):
     """What `forget` makes of a real model."""
     return forget(original, zsu.data.samples(zsu.data.load("fashion-mini").test, TROUSER), TROUSER)

@@ -39,21 +39,6 @@ class Points(torch.utils.data.Dataset):
 
 
 @pytest.fixture(scope="module")
-def original():
-    return zsu.models.bundled("original")
-
-
-@pytest.fixture(scope="module")
-def splits():
-    return zsu.data.load("fashion-mini")
-
-
-@pytest.fixture(scope="module")
-def x(splits):
-    return zsu.data.samples(splits.test, TROUSER)
-
-
-@pytest.fixture(scope="module")
 def retained(splits):
     y = zsu.data.targets(splits.train)
     few = torch.cat([(y == c).nonzero()[:20, 0] for c in range(10) if c != TROUSER])

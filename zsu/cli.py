@@ -149,7 +149,8 @@ def audit(
     if about.get("class", ", ".join(names)) != ", ".join(names):
         what = f"the patch forgets {about['class']!r}, not {', '.join(names)!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
-    if about.get("target", ",".join(map(str, targets))) != ",".join(map(str, targets)):
+    asked = ",".join(map(str, targets))
+    if about.get("target", asked) != asked:
         raise ZsuError(f"the patch forgets class {about['target']}", where=str(patch), remedy="name that class")
     edited = loaded.apply(copy.deepcopy(network))
     row = {about.get("method", patch.stem): Forgotten(edited, loaded, None)}

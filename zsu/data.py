@@ -186,11 +186,10 @@ def _load_torchvision(name: str, root: str | os.PathLike, download: bool, transf
 
 def _load_idx(name: str, folder: str | os.PathLike, transform: Callable | None) -> Splits:
     parts = []
-    for prefix in IDX_PREFIX.values():
+    for part in Splits._fields:
         images, labels = (
-            _read_idx(_find_idx(folder, f"{prefix}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")
-        )
-        images, labels = (torch.from_numpy(a.copy()) for a in (images, labels))  # the file's bytes are read-only
+            torch.from_numpy(a.copy()) for a in _read_split(folder, part)
+        )  # the file's bytes are read-only
         parts.append(Images(images[:, None], labels, TORCHVISION[name].classes, transform))  # (N, H, W) -> (N, 1, H, W)
     return Splits(*parts)
 
@@ -494,6 +493,20 @@ def _collate(pairs: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch
 # ---------------------------------------------------------------------------------------------------------
 
 
+def make_folder(folder: str | os.PathLike) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises
+    ------
+    ZsuError
+        That fails.
+    """
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ZsuError(f"cannot make this folder ({error})", where=str(folder), remedy="choose another") from error
+
+
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary)`` for a file beside `path`, then move it there: all of the file or nothing.
 
@@ -555,8 +568,7 @@ def build_mini(folder: str | os.PathLike, per_class: dict[str, int] = MINI_PER_C
     rng = np.random.default_rng(MINI_SEED)
     arrays = {}
     for part in Splits._fields:
-        images = _read_idx(_find_idx(folder, f"{IDX_PREFIX[part]}-images-idx3-ubyte"))
-        labels = _read_idx(_find_idx(folder, f"{IDX_PREFIX[part]}-labels-idx1-ubyte"))
+        images, labels = _read_split(folder, part)
         chosen = []
         for c in range(len(FASHION_CLASSES)):
             members = rng.permutation(np.flatnonzero(labels == c))
@@ -566,6 +578,13 @@ def build_mini(folder: str | os.PathLike, per_class: dict[str, int] = MINI_PER_C
         order = np.sort(np.concatenate(chosen))
         arrays[f"{part}_images"], arrays[f"{part}_labels"] = images[order], labels[order]
     return arrays
+
+
+def _read_split(folder: str | os.PathLike, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W) and labels (N,) of a split, from its IDX files."""
+    return tuple(
+        _read_idx(_find_idx(folder, f"{IDX_PREFIX[part]}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")
+    )
 
 
 def _find_idx(folder: str | os.PathLike, name: str) -> Path:

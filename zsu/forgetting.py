@@ -144,8 +144,7 @@ def forget(
     k : int, optional
         ``"paths"``: cut at most that many edges (default: as many as 0.2 % of the weights have). ``"lra-npp"``,
         ``"random"``: neurons per sample and layer (default: the smallest share of each layer for which the edited model
-        takes no sample for the class).
-        ``"head-npp"``: neurons per sample (default a tenth).
+        takes no sample for the class). ``"head-npp"``: neurons per sample (default a tenth).
     perturbed : int, optional
         ``"lra-npp"``, ``"head-npp"``: how many of the most frequent neurons are perturbed, in each layer (default k,
         and 2 k for ``"head-npp"``).
@@ -578,12 +577,12 @@ def listed(neurons: dict[str, Tensor]) -> pd.DataFrame:
 
 def cut_columns(model: nn.Module, x: Tensor, relevance: Relevance, options: Options) -> tuple[str, pd.DataFrame]:
     """head-npp: columns of the head that belong to the neurons most often relevant for the predicted class."""
-    predicted = explain(model, x, relevance.logits.argmax(1), "epsilon")
-    head = predicted.layers[-1]
+    of_predicted = explain(model, x, relevance.logits.argmax(1), "epsilon")
+    head = of_predicted.layers[-1]
     if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
         raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
     (source,) = head.sources[0]
-    below = predicted.layers[source.node]
+    below = of_predicted.layers[source.node]
     k = options.k or a_tenth(below)
     number = options.perturbed or 2 * k
     check_k(below, max(k, options.perturbed or 0))

@@ -138,7 +138,8 @@ def selective_dampening(
     f_f = fisher(model, ((image, target) for image in x))
     f_d = fisher(model, ((image, label) for pair in data.batches(retained) for image, label in zip(*pair, strict=True)))
     for p, forget, kept in zip(model.parameters(), f_f, f_d, strict=True):
-        p[forget > alpha * kept] *= (lam * kept / forget).clamp(max=1)[forget > alpha * kept]
+        chosen = forget > alpha * kept
+        p[chosen] *= (lam * kept / forget).clamp(max=1)[chosen]
 
 
 @torch.enable_grad()
@@ -185,18 +186,16 @@ def svd_forget(
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     x_kept, y_kept = (torch.cat(t) for t in zip(*data.batches(retained), strict=True))
     x_kept, y_kept = x_kept.to(x), y_kept.to(x.device)
-    spaces = [(m, m.weight.clone(), f, r)
-              for m, f, r in zip(layers, input_spaces(model, layers, x), input_spaces(model, layers, x_kept),
-                                 strict=True) if f and r]  # fmt: skip
+    spaces, spaces_kept = (input_spaces(model, layers, images) for images in (x, x_kept))
+    weights = {layer: layer.weight.clone() for layer in spaces}
 
     def project(alpha_r: float, alpha_f: float) -> None:
-        for layer, weight, forget, kept in spaces:
+        for layer, weight in weights.items():
             groups = getattr(layer, "groups", 1)
-            w = at_least_float32(weight).reshape(
-                groups, -1, weight[0].numel()
-            )  # (out, ...) -> (groups, out / groups, inputs)
-            w_f = within(w, forget, alpha_f)
-            layer.weight.copy_((w - w_f + within(w_f, kept, alpha_r)).reshape(weight.shape))
+            w = at_least_float32(weight)
+            w = w.reshape(groups, -1, w[0].numel())  # (out, ...) -> (groups, out / groups, inputs)
+            w_f = within(w, spaces[layer], alpha_f)
+            layer.weight.copy_((w - w_f + within(w_f, spaces_kept[layer], alpha_r)).reshape(weight.shape))
 
     def score(alphas: tuple[float, float]) -> float:
         project(*alphas)
@@ -205,8 +204,9 @@ def svd_forget(
     project(*max(((r, f) for r in alphas_r for f in alphas_f), key=score))
 
 
-def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[tuple[Tensor, Tensor] | None]:
-    """For each layer the right singular vectors (groups, inputs, rank) of its inputs, and the shares r (groups, rank).
+def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+    """For each layer that is called the right singular vectors (groups, inputs, rank) of its inputs, and the shares r
+    (groups, rank).
 
     A layer's inputs, one a row, can be too many to hold. Of each batch only the factor R of a QR decomposition is
     kept: R^T R is the sum over all rows so far, so that R has their singular values and right singular vectors.
@@ -224,14 +224,11 @@ def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> list[t
     finally:
         for hook in hooks:
             hook.remove()
-    spaces = []
-    for layer in layers:
-        if layer not in factors:
-            spaces.append(None)
-            continue
-        _, s, vt = torch.linalg.svd(factors[layer], full_matrices=False)
+    spaces = {}
+    for layer, rows in factors.items():
+        _, s, vt = torch.linalg.svd(rows, full_matrices=False)
         power = s.square()
-        spaces.append((vt.mT, power / power.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny)))
+        spaces[layer] = (vt.mT, power / power.sum(1, keepdim=True).clamp(min=torch.finfo(s.dtype).tiny))
     return spaces
 
 

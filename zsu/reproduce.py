@@ -269,7 +269,7 @@ def run(
     row = row._replace(size=size or row.size, epochs=epochs or row.epochs)
     splits = row.load(Path(folder), row.transform(row.size))
     pretrained = imagenet_weights(row.arch)
-    out.mkdir(parents=True, exist_ok=True)
+    data.make_folder(out)
     check_settings(out / "settings.json", settings(name, row, splits, pretrained is not None, methods))
     with tqdm(total=3 * seeds, desc=name, unit="step", disable=not progress) as bar:
         if not train_all(row, splits, pretrained, out, seeds, device, bar):

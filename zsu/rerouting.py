@@ -1,7 +1,7 @@
 """Where the evidence goes when a class is forgotten: the outputs wanted for its samples, and the head that gives them.
 
 Whoever only hides a class leaves its samples to the classes that the rest of the network happens to prefer, which is
-not what a model answers that never saw the class. The names of the parts are those of the course's methods chapter.
+not what a model answers that never saw the class.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ def neighbours(model: nn.Module, x: Tensor, relevance: Relevance, retained: Data
     label = targets(retained).to(x.device)
     present = label.unique()
     near = torch.stack([(cosine[:, label == c] / TEMPERATURE).logsumexp(1) for c in present], 1)
-    logits = near.min(1, keepdim=True).values.repeat(
-        1, relevance.logits.shape[1]
-    )  # a class without images: as far as any
+    farthest = near.min(1, keepdim=True).values  # for classes without images
+    logits = farthest.repeat(1, relevance.logits.shape[1])
     logits[:, present] = near
     return logits
 

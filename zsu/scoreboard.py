@@ -24,7 +24,6 @@ RETAINED = 20  # images of each other class, for methods of tier T3
 WITH_RETAINED = "paths+retained"
 ROWS = (*METHODS, WITH_RETAINED)
 FILE = "scoreboard.csv"
-KEYS = ["data", "class", "seed"]
 
 
 def bench(
@@ -89,7 +88,7 @@ def bench(
     targets = [data.class_index(splits.test, c) for c in targets]
     if references < 2:
         raise ZsuError(f"{references} references", where="bench", remedy="use at least 2, so that there is a null")
-    make_folder(folder)
+    data.make_folder(folder)
     about = {
         "data": dataset,
         "data_sha256": dataset_hash(splits),
@@ -106,7 +105,7 @@ def bench(
         warm_up(few_samples)
     for c, s in tqdm(tasks, desc="bench", unit="class", disable=not progress):
         wanted = missing(board, c, s, methods)
-        rows = task(folder, splits, about["data_sha256"], c, s, wanted, samples, references, epochs)
+        rows = task(folder, splits, about, c, s, wanted)
         if not board.empty:  # "original" and "retrain" are there already when methods are added
             known = board.loc[(board["class"] == c) & (board["seed"] == s), "method"]
             rows = rows[~rows["method"].isin(known)]
@@ -120,14 +119,6 @@ def warm_up(methods: list[str]) -> None:
     x = data.samples(data.load("fashion-mini").test, 0, 5)
     for method in methods:
         forget(models.bundled(), x, 0, method)
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder; `ZsuError` where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZsuError(f"cannot make this folder ({error})", where=str(folder), remedy="choose another") from error
 
 
 def read(file: Path, about: dict | None = None) -> pd.DataFrame:
@@ -155,20 +146,11 @@ def missing(board: pd.DataFrame, target: int, seed: int, methods: Sequence[str])
     return [m for m in methods if m not in done]
 
 
-def task(
-    folder: Path,
-    splits: data.Splits,
-    data_sha256: str,
-    target: int,
-    seed: int,
-    methods: list[str],
-    samples: int,
-    references: int,
-    epochs: int,
-) -> pd.DataFrame:
-    """The rows of one class and seed."""
+def task(folder: Path, splits: data.Splits, about: dict, target: int, seed: int, methods: list[str]) -> pd.DataFrame:
+    """The rows of one class and seed; `about` holds the settings of `bench`."""
+    data_sha256, samples, epochs = about["data_sha256"], about["samples"], about["epochs"]
     original, _ = trained(folder, splits, data_sha256, None, seed, epochs)
-    retrained = [trained(folder, splits, data_sha256, target, s, epochs) for s in range(references)]
+    retrained = [trained(folder, splits, data_sha256, target, s, epochs) for s in range(about["references"])]
     results = {}
     for m in methods:
         x, retained = seen_by(m, splits, target, seed, samples)
@@ -195,17 +177,17 @@ def seen_by(
     method: str, splits: data.Splits, target: int, seed: int, samples: int
 ) -> tuple[torch.Tensor, Dataset | None]:
     """What `forget` gets of the data, by the tier of the method: images of the class, and retained data."""
-    labels = data.targets(splits.train)
     tier = "T3" if method == WITH_RETAINED else TIERS[method]
     if tier in ("T0", "T1") or method == WITH_RETAINED:
         x = data.samples(splits.test, target, samples, seed)
     else:
-        of_class = Subset(splits.train, (labels == target).nonzero()[:, 0].tolist())  # (M, 1) -> (M,)
+        members = (data.targets(splits.train) == target).nonzero()[:, 0]  # (M, 1) -> (M,)
+        of_class = Subset(splits.train, members.tolist())
         x = torch.cat([images for images, _ in data.batches(of_class)])
     if tier == "T3":
         return x, some_retained(splits.train, target, seed)
     if tier == "T4":
-        return x, Subset(splits.train, (labels != target).nonzero()[:, 0].tolist())
+        return x, training.without_class(splits.train, target)
     return x, None
 
 
@@ -228,7 +210,7 @@ def trained(
     path = folder / ("original" if exclude is None else f"retrained-{exclude}") / f"{seed}.safetensors"
     if path.is_file() and settings.items() <= models.metadata(path).items():
         return models.load(path), models.metadata(path)["seconds"]
-    make_folder(path.parent)
+    data.make_folder(path.parent)
     image, _ = splits.train[0]
     number = len(data.classes(splits.train))
     started = time.perf_counter()

@@ -87,7 +87,7 @@ def train(
             remedy="pass a function that builds the model, such as SmallCNN without parentheses",
         )
     if exclude is not None:
-        dataset = _without_class(dataset, exclude)
+        dataset = without_class(dataset, exclude)
     if len(data.targets(dataset)) == 0:
         raise ZsuError("there are no images to train on", where="zsu.training.train")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -150,7 +150,8 @@ def process() -> tuple[int, int]:
     return 0, 1
 
 
-def _without_class(dataset: Dataset, cls: int | str) -> Subset:
+def without_class(dataset: Dataset, cls: int | str) -> Subset:
+    """Everything but the images of a class; `ZsuError` where there are none of it, or of no other."""
     kept = data.targets(dataset) != data.class_index(dataset, cls)
     if kept.all() or not kept.any():
         raise ZsuError(
