@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 import zsu
-from zsu import data, rerouting, scoreboard, training
+from zsu import data, rerouting, sweep, training
 from zsu.evaluation import jensen_shannon
 from zsu.rerouting import entering_inputs, without, without_evidence
 
@@ -112,18 +112,26 @@ def rules(model, x, f, retained):
     yield "mask, counterfactual and neighbours (kept)", "T3", wanted
 
 
+options = {"classes": None, "seeds": range(3), "methods": sweep.ROWS, "measures": sweep.ALL}
+settings, _ = sweep.checked(folder, "fashion-mini", "data", **options, samples=36, references=3, epochs=training.EPOCHS)
+
+
+def trained(exclude, seed):
+    """A model from the folder; trained where it is missing."""
+    sweep.train(sweep.Task("train", exclude, seed), settings)
+    return sweep.trained(exclude, seed, settings)
+
+
 rows = []
 for seed in tqdm(range(3), desc="originals"):
-    model, _ = scoreboard.trained(folder, splits, scoreboard.bundled_hash(), None, seed, training.EPOCHS)
+    model = trained(None, seed)
     for f in tqdm(range(10), desc="classes", leave=False):
         held_out = data.without_samples(splits.test, f, seed=seed)
         x = torch.cat([x for x, _ in data.batches(held_out)])[data.targets(held_out) == f]
-        retrained = [
-            scoreboard.trained(folder, splits, scoreboard.bundled_hash(), f, s, training.EPOCHS)[0] for s in range(3)
-        ]
+        retrained = [trained(f, s) for s in range(3)]
         with torch.no_grad():
             references = [m(x).double().softmax(1) for m in retrained]
-        retained = scoreboard.some_retained(splits.train, f, seed)
+        retained = sweep.some_retained(splits.train, f, seed)
 
         def measure(rule, tier, p, references=references, f=f, seed=seed):
             js = np.mean([jensen_shannon(p, r) for r in references])

@@ -1,5 +1,8 @@
-"""What several files test with: the bundled model, the bundled data, and 36 unseen trousers."""
+"""What several files test with: the bundled model, the bundled data, 36 unseen trousers, and a small data set."""
 
+import gzip
+
+import numpy as np
 import pytest
 
 import zsu.data
@@ -19,3 +22,17 @@ def splits():
 @pytest.fixture(scope="module")
 def x(splits):
     return zsu.data.samples(splits.test, "Trouser")
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory):
+    """60 + 20 images a class of Fashion-MNIST, as IDX files."""
+    folder = tmp_path_factory.mktemp("idx")
+    for part, prefix, number in zip(zsu.data.load("fashion-mini"), ("train", "t10k"), (60, 20), strict=True):
+        chosen = np.concatenate([np.flatnonzero(part.targets.numpy() == c)[:number] for c in range(10)])
+        arrays = {"images-idx3": part.data[chosen, 0].numpy(), "labels-idx1": part.targets[chosen].byte().numpy()}
+        for name, a in arrays.items():
+            head = bytes([0, 0, 8, a.ndim]) + b"".join(n.to_bytes(4, "big") for n in a.shape)
+            with gzip.open(folder / f"{prefix}-{name}-ubyte.gz", "wb") as file:
+                file.write(head + a.tobytes())
+    return folder

@@ -54,19 +54,32 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(capsys, "forget", "--class", "trouser")
     assert code == 0
-    lines = out.splitlines()
-    assert [line.split()[0] for line in lines[1:9]] == [
-        "original", "retrain", "paths", "lra-npp", "head-npp", "mask", "bias-shift", "random",
-    ]  # fmt: skip
-    assert "tier T1; budget: 5 of 12 edges (not enough alone); rerouted to" in lines[-1]
+    table = numbers(out)
+    assert list(table) == ["original", "retrain", "paths", "lra-npp", "head-npp", "mask", "bias-shift", "random"]
+    assert table["paths"]["at_test"] == "0.000"
+    assert "tier T1; budget: 5 of 12 edges (not enough alone); rerouted to" in out.splitlines()[-1]
     assert "audit" in err  # the progress bar
     file = tmp_path / "forget-trouser-paths.safetensors"
     assert Patch.load(file).metadata["class"] == "Trouser"
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
-    code, again, _ = run(capsys, "audit", "--class", "1", "--patch", str(file))
+    code, again, _ = run(capsys, "audit", "--class", "1", "--patch", str(file), "--out", "audit.html")
     assert code == 0
-    shown = [line.split() for line in again.splitlines()]
-    assert shown[3] == lines[3].split()  # the row "paths" is the same
+    found = numbers(again)
+    assert list(found) == ["original", "retrain", "mask", "bias-shift", "random", "zeroed", "paths"]
+    assert {column: found["paths"][column] for column in table["paths"]} == table["paths"]
+    assert {"relearn", "cmia", "ou", "probe_head", "at_int8"} <= set(found["paths"])
+    assert "<title>Audit: forgetting Trouser</title>" in (tmp_path / "audit.html").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {file.name, "audit.html", "audit.csv", "audit.json"}
+    assert "end the file in .html" in refused(capsys, "audit", "--class", "1", "--patch", str(file), "--out", "a.pdf")
+
+
+def numbers(out):
+    """Of an audit's text: by model the text of each number."""
+    head, *lines = out.splitlines()
+    names = head.split()[:-2]  # the last column is "fooled by"
+    rows = [line.split() for line in lines[: lines.index("")]]
+    rows = [row for row in rows if row[0] not in ("seconds", "weights_changed", "memory")]  # which have no band
+    return {name: {row[0]: row[1 + i] for row in rows} for i, name in enumerate(names) if name != "band"}
 
 
 def test_apply_diff_and_revert_are_exact_and_refuse_another_model(capsys, tmp_path, monkeypatch):
@@ -106,16 +119,17 @@ def test_an_audit_leaves_out_what_a_patch_from_python_has_seen(capsys, tmp_path)
     file = str(tmp_path / "p.safetensors")
     test, original = data.load("fashion-mini").test, models.bundled("original")
     zsu.forget(original, data.samples(test, "Trouser", 100), 1, "mask").patch.save(file)
-    code, out, err = run(capsys, "audit", "--class", "Trouser", "--patch", file)
+    only = ["--measure", "accuracy"]
+    code, out, err = run(capsys, "audit", "--class", "Trouser", "--patch", file, *only)
     assert code == 0
     assert "not known" not in err
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:4]}
     held_out = data.without_samples(test, "Trouser", 100)
     p, y = zsu.evaluation.predict(original, held_out)
-    assert float(rows["original"][2]) == pytest.approx(zsu.evaluation.accuracy(p, y), abs=5e-4)
+    found = float(numbers(out)["original"]["all_test"].strip("*"))
+    assert found == pytest.approx(zsu.evaluation.accuracy(p, y), abs=5e-4)
     assert "forgets class 1" in refused(capsys, "audit", "--class", "Bag", "--patch", file)
     zsu.forget(original, data.samples(test, "Trouser")[5:25], 1, "mask").patch.save(file)
-    _, _, err = run(capsys, "audit", "--class", "Trouser", "--patch", file)
+    _, _, err = run(capsys, "audit", "--class", "Trouser", "--patch", file, *only)
     assert "which images the edit has seen is not known" in err
 
 
@@ -124,12 +138,12 @@ def test_several_classes_and_methods_that_need_more_data(capsys, tmp_path, monke
     code, out, _ = run(capsys, "forget", "--class", "Bag", "--class", "Trouser", "--method", "mask")
     assert code == 0
     assert Patch.load("forget-trouser-bag-mask.safetensors").metadata["target"] == "1,8"
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:9]}
-    assert float(rows["mask"][0]) == 0.0
-    assert float(rows["original"][0]) > 0.9
+    table = numbers(out)
+    assert float(table["mask"]["at_test"]) == 0.0
+    assert float(table["original"]["at_test"]) > 0.9
     words = ["audit", "--class", "Trouser", "--class", "Bag", "--patch", "forget-trouser-bag-mask.safetensors"]
-    code, again, _ = run(capsys, *words)
-    assert again.splitlines()[3].split()[:7] == out.splitlines()[3].split()[:7]
+    code, again, _ = run(capsys, *words, "--measure", "accuracy")
+    assert numbers(again)["mask"]["ag_test"] == table["mask"]["ag_test"]
     assert "not 'Trouser'" in refused(capsys, "audit", "--class", "Trouser", *words[-2:])
     code, out, _ = run(capsys, "forget", "--class", "Sandal", "--method", "svd")
     assert code == 0
@@ -142,7 +156,7 @@ def test_bench(capsys, tmp_path):
     words = ["--class", "Trouser", "--seeds", "1", "--method", "mask", "--method", "paths", "--out", str(tmp_path)]
     code, out, err = run(capsys, "bench", *words)
     assert code == 0
-    assert "bench" in err  # the progress bar
+    assert "sweep" in err  # the progress bar
     assert [line.split()[0] for line in out.splitlines()[2:6]] == ["retrain", "paths", "mask", "original"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scoreboard.csv", "scoreboard.png"]
     assert "unknown methods" in refused(capsys, "bench", "--method", "magic", "--out", str(tmp_path))
@@ -216,9 +230,32 @@ def test_train_and_forget_ones_own_images(capsys, folder, tmp_path):
         "--references", str(tmp_path / "reference"),
     )  # fmt: skip
     assert code == 0
-    rows = {line.split()[0]: line.split()[1:] for line in out.splitlines()[1:8]}
-    assert float(rows["original"][0]) == 1.0
-    assert float(rows["mask"][0]) == 0.0
+    table = numbers(out)
+    assert (table["original"]["at_test"], table["mask"]["at_test"]) == ("1.000", "0.000")
+
+
+def test_references_are_made_once_and_the_audit_takes_them(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run(capsys, "references", "--class", "bag", "--number", "2", "--epochs", "1")
+    assert code == 0
+    assert out == "2 models without Bag in references/bag\n"
+    folder = tmp_path / "references" / "bag"
+    before = {p.name: p.stat().st_mtime_ns for p in folder.iterdir()}
+    assert sorted(before) == ["0.safetensors", "1.safetensors", "settings.json"]
+    assert models.metadata(folder / "1.safetensors")["exclude"] == [8]
+    (folder / "0.safetensors").unlink()
+    assert run(capsys, "references", "--class", "bag", "--number", "2", "--epochs", "1")[0] == 0
+    assert (folder / "1.safetensors").stat().st_mtime_ns == before["1.safetensors"]
+    assert (folder / "0.safetensors").exists()
+    assert "epochs was 1, is 2" in refused(capsys, "references", "--class", "bag", "--epochs", "2")
+    run(capsys, "forget", "--class", "bag", "--method", "mask")
+    words = ["audit", "--class", "bag", "--patch", "forget-bag-mask.safetensors", "--measure", "accuracy"]
+    code, out, _ = run(capsys, *words, "--references", "references/bag")
+    assert code == 0
+    assert numbers(out)["retrain"]["at_test"] == "0.000"
+    words = ["audit", "--class", "Coat", "--patch", "forget-coat-mask.safetensors", "--references", "references/bag"]
+    run(capsys, "forget", "--class", "Coat", "--method", "mask")
+    assert "'reference 0' predicts the forgotten class" in refused(capsys, *words)
 
 
 def test_data_says_what_is_there(capsys):
@@ -229,7 +266,8 @@ def test_data_says_what_is_there(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["forget", "audit", "apply", "revert", "diff", "bench", "reproduce", "train", "data"]
+    "command",
+    ["forget", "audit", "apply", "revert", "diff", "bench", "sweep", "reproduce", "train", "references", "data"],
 )
 def test_help_has_an_example(capsys, command):
     code, out, _ = run(capsys, command, "--help")

@@ -23,6 +23,7 @@ EXTRAS = [Requirement(line) for lines in PROJECT["optional-dependencies"].values
 # What Colab's CPU runtime had preinstalled in August 2026, from its own `pip freeze`.
 COLAB_PYTHON = "3.13"
 COLAB = {
+    "filelock": "3.32.3",
     "ipywidgets": "7.7.1",
     "joblib": "1.5.3",
     "matplotlib": "3.10.0",

@@ -1,31 +1,16 @@
 """bench(): one tidy table that grows, resumes and refuses to mix; and what is read off it."""
 
-import gzip
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 
-from zsu import ZsuError, data, plots, scoreboard
-from zsu.scoreboard import FILE, bench, printed, read, seen_by, summary
+from zsu import ZsuError, data, plots, sweep
+from zsu.scoreboard import FILE, bench, printed, summary
+from zsu.sweep import read, seen_by
 
 SETTINGS = {"classes": ["Trouser"], "seeds": [0], "samples": 6, "epochs": 6, "progress": False}
 FEW = ("mask", "paths")
-
-
-@pytest.fixture(scope="module")
-def idx(tmp_path_factory):
-    """60 + 20 images a class of Fashion-MNIST, as IDX files."""
-    folder = tmp_path_factory.mktemp("idx")
-    for part, prefix, number in zip(data.load("fashion-mini"), ("train", "t10k"), (60, 20), strict=True):
-        chosen = np.concatenate([np.flatnonzero(part.targets.numpy() == c)[:number] for c in range(10)])
-        arrays = {"images-idx3": part.data[chosen, 0].numpy(), "labels-idx1": part.targets[chosen].byte().numpy()}
-        for name, a in arrays.items():
-            head = bytes([0, 0, 8, a.ndim]) + b"".join(n.to_bytes(4, "big") for n in a.shape)
-            with gzip.open(folder / f"{prefix}-{name}-ubyte.gz", "wb") as file:
-                file.write(head + a.tobytes())
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +49,9 @@ def test_the_file_reads_back_equal(made):
 def test_a_finished_run_computes_nothing_and_more_methods_add_their_rows(made, idx, monkeypatch):
     folder, board = made
     with monkeypatch.context() as patched:
-        patched.setattr(scoreboard, "task", None)
+        patched.setattr(sweep, "audit_methods", None)
         pd.testing.assert_frame_equal(bench(folder, "fashion-mnist", idx, methods=FEW, **SETTINGS), board)
-    monkeypatch.setattr(scoreboard.training, "train", None)  # models are in the folder
+    monkeypatch.setattr(sweep.training, "train", None)  # models are in the folder
     more = bench(folder, "fashion-mnist", idx, methods=(*FEW, "bias-shift"), **SETTINGS)
     pd.testing.assert_frame_equal(more.head(4), board)
     assert more["method"].tolist()[4:] == ["bias-shift"]
@@ -74,33 +59,33 @@ def test_a_finished_run_computes_nothing_and_more_methods_add_their_rows(made, i
 
 
 def test_an_interrupted_run_keeps_the_classes_that_are_done(idx, tmp_path, monkeypatch):
-    task = scoreboard.task
+    audit_methods = sweep.audit_methods
 
-    def interrupted(folder, name, splits, target, *rest):
-        if target == 8:
+    def interrupted(task, settings):
+        if task.target == 8:
             raise KeyboardInterrupt
-        return task(folder, name, splits, target, *rest)
+        return audit_methods(task, settings)
 
     settings = SETTINGS | {"classes": ["Trouser", "Bag"]}
     with monkeypatch.context() as patched:
-        patched.setattr(scoreboard, "task", interrupted)
+        patched.setattr(sweep, "audit_methods", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **settings)
-    kept = read(tmp_path / FILE)
-    assert set(kept["class"]) == {1}
+    kept = read(tmp_path / "tasks" / "1-0.csv")
+    assert not (tmp_path / "tasks" / "8-0.csv").exists()
     whole = bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **settings)
-    pd.testing.assert_frame_equal(whole.head(len(kept)), kept)
+    pd.testing.assert_frame_equal(whole.head(len(kept)), kept, check_exact=True)
     assert set(whole["class"]) == {1, 8}
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.rglob(".*"))
 
 
 @pytest.mark.parametrize("other", [{"samples": 7}, {"epochs": 5}])
 def test_other_settings_or_data_are_not_mixed_in(made, idx, other):
     folder, _ = made
     before = (folder / FILE).read_bytes()
-    with pytest.raises(ZsuError, match=f"made with {next(iter(other))}.*use another folder"):
+    with pytest.raises(ZsuError, match=f"results of other settings: {next(iter(other))} was"):
         bench(folder, "fashion-mnist", idx, methods=FEW, **SETTINGS | other)
-    with pytest.raises(ZsuError, match="made with data"):
+    with pytest.raises(ZsuError, match="other settings: data was 'fashion-mnist', is 'fashion-mini'"):
         bench(folder, methods=FEW, **SETTINGS)
     assert (folder / FILE).read_bytes() == before
 
@@ -113,9 +98,10 @@ def test_bad_input_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ZsuError, match="cannot make this folder"):
         bench(tmp_path / "file")
-    (tmp_path / FILE).write_bytes(b"\xff\xfe")
-    with pytest.raises(ZsuError, match="not a scoreboard"):
-        bench(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "1-0.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(ZsuError, match="not a table of results"):
+        bench(tmp_path, classes=[1], seeds=[0])
 
 
 def test_each_method_sees_the_data_of_its_tier():
@@ -166,18 +152,21 @@ def test_summary_by_hand():
 
 
 def test_models_of_other_data_in_the_folder_are_not_taken(idx, tmp_path, monkeypatch):
-    """As after a stop before the first row."""
+    """As where somebody took the settings and the results away."""
     bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
-    (tmp_path / FILE).unlink()
-    again = bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
     calls = []
-    train = scoreboard.training.train
-    monkeypatch.setattr(scoreboard.training, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
-    (tmp_path / FILE).unlink()
-    monkeypatch.setattr(scoreboard, "dataset_hash", lambda splits: "another")
+    train = sweep.training.train
+    monkeypatch.setattr(sweep.training, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
+    for file in (tmp_path / "settings.json", *tmp_path.glob("tasks/*.csv")):
+        file.unlink()
+    bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
+    assert calls == []
+    for file in (tmp_path / "settings.json", *tmp_path.glob("tasks/*.csv")):
+        file.unlink()
+    monkeypatch.setattr(sweep.data, "content_hash", lambda splits: "another")
     other = bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **SETTINGS)
     assert len(calls) == 4  # one original, three retrained
-    assert set(again["data_sha256"]) != set(other["data_sha256"])
+    assert set(other["data_sha256"]) == {"another"}
 
 
 def test_a_method_of_some_classes_only_is_compared_on_these():

@@ -82,11 +82,11 @@ def forget(
 
     Methods of tier T2 and above see the training images of the class, T3 also 20 of each other class, T4 all others.
     """
+    from .evaluation import BASIC
     from .evaluation import audit as run_audit
-    from .evaluation import table
     from .forgetting import TIERS
     from .forgetting import forget as run_forget
-    from .scoreboard import ROWS, seen_by
+    from .sweep import ROWS, seen_by
 
     if method not in ROWS:
         raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(ROWS)}")
@@ -116,7 +116,7 @@ def forget(
         if other != method:
             rows[other] = run(other)
     retrained = retrained_models(references, model, data, names, arch, trusted)
-    print(table(run_audit(network, rows, splits.train, held_out, targets, retrained)))
+    print(run_audit(network, rows, splits.train, held_out, targets, retrained, measures=BASIC, controls=False))
     about = chosen.patch.metadata
     print(f"\n{', '.join(names)}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
     print(f"tier {about['tier']}; budget: {about['budget'] or 'none'}; samples not recognised: {about['unrecognised']}")
@@ -132,16 +132,23 @@ def audit(
     root: Root = "data",
     size: Size = None,
     references: References = None,
+    measure: Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")] = None,
     trusted: Trusted = False,
+    out: Annotated[Path | None, typer.Option(help="Also write a page (.html), with .csv and .json beside it.")] = None,
 ):
-    """Audit a patch. The images that `zsu forget` has seen are left out of the test."""
+    """Audit a patch, beside the original, trivial edits and retrained models.
+
+    The images that `zsu forget` has seen are left out of the test.
+    """
     import copy
 
+    from .evaluation import MEASURES
     from .evaluation import audit as run_audit
-    from .evaluation import table
     from .forgetting import Forgotten
     from .perturb import Patch
 
+    if out is not None and out.suffix != ".html":
+        raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy="end the file in .html")
     network, splits = prepare(model, arch, data, root, size, trusted)
     targets, names = named(splits, cls)
     loaded = Patch.load(patch)
@@ -156,7 +163,11 @@ def audit(
     row = {about.get("method", patch.stem): Forgotten(edited, loaded, None)}
     held_out = without(splits, targets, unseen_samples(network, splits, targets, about), int(about.get("seed", 0)))
     retrained = retrained_models(references, model, data, names, arch, trusted)
-    print(table(run_audit(network, row, splits.train, held_out, targets, retrained)))
+    report = run_audit(network, row, splits.train, held_out, targets, retrained, measures=measure or tuple(MEASURES))
+    print(report)
+    if out is not None:
+        report.save(out)
+        print(f"\nwritten to {out}")
 
 
 @app.command(epilog="Example: zsu apply --patch forgotten.safetensors --out edited.safetensors")
@@ -257,7 +268,9 @@ def paths(
 def train(
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
     arch: Annotated[str, typer.Option(help="small-cnn or a torchvision model.")] = "small-cnn",
-    exclude: Annotated[str | None, typer.Option(help="Class to leave out: a reference for forgetting it.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Class to leave out, as a reference for forgetting it; may be repeated.")
+    ] = None,
     data: Data = "fashion-mini",
     root: Root = "data",
     size: Size = None,
@@ -265,6 +278,8 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: the course's.")] = None,
 ):
     """Train a model from scratch, with or without a class."""
+    import torch
+
     from . import data as zsu_data
     from . import models, training
     from .evaluation import accuracy, predict
@@ -272,21 +287,102 @@ def train(
     channels = 1 if arch == "small-cnn" and data.casefold() in GREY else 3
     splits = zsu_data.load(data, root, transform=transform(data, channels, size))
     names = zsu_data.classes(splits.train)
-    if exclude is not None:
-        exclude = zsu_data.class_index(splits.train, exclude)
+    left_out = sorted({zsu_data.class_index(splits.train, c) for c in exclude or []})
     settings = {"seed": seed, "epochs": training.EPOCHS if epochs is None else epochs}
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ZsuError("no writable folder", where=str(out.parent), remedy="choose another --out")
     network = training.train(
-        lambda: models.build(arch, len(names), channels), splits.train, exclude=exclude, **settings
+        lambda: models.build(arch, len(names), channels), splits.train, exclude=left_out or None, **settings
     )
     p, y = predict(network, splits.test)
-    kept = y != (-1 if exclude is None else exclude)
+    kept = torch.tensor([c not in left_out for c in y.tolist()])
     found = accuracy(p[kept], y[kept])
-    about = {"arch": arch, "classes": len(names), "channels": channels, "class_names": names, "exclude": exclude}
+    about = {"arch": arch, "classes": len(names), "channels": channels, "class_names": names, "exclude": left_out}
     models.save(network, out, **about, **settings, size=size, test_accuracy=found)
-    on = "" if exclude is None else f" on the other {len(names) - 1} classes"
+    on = f" on the other {len(names) - len(left_out)} classes" if left_out else ""
     print(f"test accuracy {found:.3f}{on}; written to {out}")
+
+
+@app.command(epilog="Example: zsu references --class Bag --number 8")
+def references(
+    cls: Classes,
+    number: Annotated[int, typer.Option(min=1, help="How many; 2 are the least for a null band.")] = 8,
+    model: Model = None,
+    arch: Arch = None,
+    data: Data = "fashion-mini",
+    root: Root = "data",
+    size: Size = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the model's own, or the course's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. Default: references/CLASS")] = None,
+    trusted: Trusted = False,
+):
+    """Train models like a given one without classes, for `zsu audit --references`. Those that are there stay."""
+    from tqdm.auto import tqdm
+
+    from . import data as zsu_data
+    from . import models, training
+
+    network, splits = prepare(model, arch, data, root, size, trusted)
+    targets, names = named(splits, cls)
+    file = models.bundled_path() if model is None else model
+    about = models.metadata(file) if file.suffix == ".safetensors" else {}
+    channels = next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
+    kind = arch or about.get("arch")
+    if kind is None:
+        raise ZsuError("the checkpoint does not say its architecture", where=str(file), remedy="give --arch")
+    settings = {
+        "arch": kind, "classes": len(zsu_data.classes(splits.train)), "channels": channels, "exclude": targets,
+        "class_names": zsu_data.classes(splits.train), "data_sha256": zsu_data.content_hash(splits),
+        "epochs": epochs or about.get("epochs", training.EPOCHS), "size": about.get("size") if size is None else size,
+    }  # fmt: skip
+    folder = Path("references") / slug(" ".join(names)) if out is None else out
+    zsu_data.make_folder(folder)
+    zsu_data.check_settings(folder / "settings.json", settings)
+    for seed in tqdm(range(number), desc="references", unit="model"):
+        training.kept(folder / f"{seed}.safetensors", settings | {"seed": seed}, lambda seed=seed: training.train(
+            lambda: models.build(kind, settings["classes"], channels), splits.train, exclude=targets, seed=seed,
+            epochs=settings["epochs"],
+        ))  # fmt: skip
+    print(f"{number} models without {', '.join(names)} in {folder}")
+
+
+@app.command(epilog="Example: zsu sweep --out sweep --class Trouser --class Bag --dry-run")
+def sweep(
+    out: Annotated[Path, typer.Option(help="Folder for the results, one file a task, and the models.")],
+    cls: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
+    measure: Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    samples: Samples = 36,
+    references: Annotated[int, typer.Option(min=2, help="Retrained models for each class.")] = 3,
+    data: Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")] = "fashion-mini",
+    root: Root = "data",
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Of models that are trained. Default: the course's.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = -1,
+    scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, in place of --jobs.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and stop.")] = False,
+    resume: Annotated[bool, typer.Option(help="Keep finished tasks, or do all audits anew.")] = True,
+):
+    """Classes x seeds x methods x measures on all cores or a cluster. Stopped or killed, it goes on where it was."""
+    from . import sweep as sweeping
+    from . import training
+    from .data import write_atomically
+
+    options = {
+        "classes": cls, "seeds": range(seeds), "methods": method or sweeping.ROWS, "measures": measure or sweeping.ALL,
+        "samples": samples, "references": references, "epochs": training.EPOCHS if epochs is None else epochs,
+    }  # fmt: skip
+    if not resume:
+        for file in (out / "tasks").glob("*.csv"):
+            file.unlink()
+    if dry_run:
+        print(sweeping.plan(*sweeping.checked(out, data, root, **options), jobs))
+        return
+    table = sweeping.run(out, data, root, **options, jobs=jobs, scheduler=scheduler)
+    write_atomically(out / "sweep.csv", lambda temporary: table.to_csv(temporary, index=False))
+    print(f"{len(table)} rows written to {out / 'sweep.csv'}")
 
 
 @app.command(epilog="Example: zsu bench --out bench --class Trouser --class Bag --seeds 1")
@@ -304,9 +400,10 @@ def bench(
     """Methods x classes x seeds in one table, beside retrained models. An interrupted run goes on where it was."""
     from . import plots, scoreboard, training
     from .data import write_atomically
+    from .sweep import ROWS
 
     board = scoreboard.bench(
-        out, data, root, cls, range(seeds), method or scoreboard.ROWS, samples=samples, references=references,
+        out, data, root, cls, range(seeds), method or ROWS, samples=samples, references=references,
         epochs=training.EPOCHS if epochs is None else epochs,
     )  # fmt: skip
     print(scoreboard.printed(board))
@@ -462,11 +559,14 @@ def retrained_models(
     if folder is None:
         if model is None and names == ["Trouser"]:
             return [models.bundled("retrained", seed) for seed in range(models.BUNDLED_SEEDS)]
-        print("No models retrained without this class: JS is n/a (see --references).", file=sys.stderr)
+        asked = " ".join(f"--class {name!r}" for name in names)
+        print(
+            f"No models retrained without this class: JS is n/a. `zsu references {asked}` makes some.", file=sys.stderr
+        )
         return []
     files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth") and not is_patch(p))
     if not files:
-        raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu train --exclude CLASS`")
+        raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu references`")
     return [models.load(file, arch, trusted=trusted) for file in files]
 
 

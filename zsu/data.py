@@ -12,8 +12,10 @@ import argparse
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -290,7 +292,9 @@ def classes(dataset: Dataset) -> list[str]:
 
 
 def _labels(labels, names: list[str]) -> torch.Tensor:
-    """Labels as int64, checked to be 0..C-1."""
+    """Labels as int64, checked to be 0..C-1; class names become their indices."""
+    if not isinstance(labels, torch.Tensor) and len(labels) and isinstance(labels[0], str):
+        labels = [_known(label, names) for label in labels]
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -312,6 +316,14 @@ def _labels(labels, names: list[str]) -> torch.Tensor:
             "numpy.unique(labels, return_inverse=True)",
         )
     return labels.to(torch.int64)
+
+
+def _known(label: str, names: list[str]) -> int:
+    """Index of a label that is a class name."""
+    if label not in names:
+        remedy = f"use the names in .classes: {', '.join(names)}"
+        raise ZsuError(f"label {label!r} is no class", where="zsu.data", remedy=remedy)
+    return names.index(label)
 
 
 def class_index(dataset: Dataset, cls: int | str) -> int:
@@ -388,7 +400,7 @@ def samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> tor
         No such class, no image of it, or fewer than `n`; `n` < 1; images that do not stack.
     """
     indices = _sample_indices(dataset, cls, n, seed)
-    x, _ = _collate([dataset[i] for i in indices.tolist()])
+    x, _ = _collate([dataset[i] for i in indices.tolist()], dataset)
     return x
 
 
@@ -446,7 +458,9 @@ def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Ten
     images = in_memory(dataset)
     if images is None:
         # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
-        yield from DataLoader(dataset, batch_size, collate_fn=_collate, generator=torch.Generator())
+        yield from DataLoader(
+            dataset, batch_size, collate_fn=partial(_collate, dataset=dataset), generator=torch.Generator()
+        )
         return
     for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
         if len(y):
@@ -469,7 +483,7 @@ def in_memory(dataset: Dataset) -> Images | None:
     return None
 
 
-def _collate(pairs: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _collate(pairs: list[tuple[torch.Tensor, int | str]], dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack (image, label) pairs to (B, C, H, W) and (B,)."""
     images = [image for image, _ in pairs]
     for image in images:
@@ -485,7 +499,9 @@ def _collate(pairs: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch
                 where="zsu.data",
                 remedy="pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])",
             )
-    return torch.stack(images), torch.tensor([int(label) for _, label in pairs])
+    return torch.stack(images), torch.tensor(
+        [_known(label, classes(dataset)) if isinstance(label, str) else int(label) for _, label in pairs]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -527,6 +543,38 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
     finally:
         with contextlib.suppress(OSError):  # it was never written, or is moved
             temporary.unlink()
+
+
+def check_settings(path: Path, wanted: dict) -> None:
+    """Write the settings of a folder of results; where there are some, refuse others.
+
+    Raises
+    ------
+    ZsuError
+        The settings there are others, or no JSON object.
+    """
+    if not path.exists():
+        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1)))
+        return
+    try:
+        found = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ZsuError(f"this is no JSON object ({error})", where=str(path), remedy="pass another folder") from error
+    differing = [key for key in wanted if found.get(key) != wanted[key]]
+    if differing:
+        listed = "; ".join(f"{key} was {found.get(key)!r}, is {wanted[key]!r}"[:200] for key in differing)
+        remedy = "pass the same settings, or another folder for the results"
+        raise ZsuError(f"this folder holds results of other settings: {listed}", where=str(path), remedy=remedy)
+
+
+def content_hash(splits: Splits) -> str:
+    """sha256 over images and labels of both splits."""
+    digest = hashlib.sha256()
+    for part in splits:
+        for x, y in batches(part, 1000):
+            digest.update(x.numpy().tobytes())
+            digest.update(y.numpy().tobytes())
+    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -54,6 +54,11 @@ class Patch:
         """Number of weights whose value differs after the patch; a tied weight counts once for each of its names."""
         return sum(int((c.old != c.new).sum()) for c in self.changes.values())
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of the patch: places, old and new values."""
+        return sum(t.element_size() * t.numel() for c in self.changes.values() for t in (c.index, c.old, c.new))
+
     @classmethod
     def between(cls, before: nn.Module, after: nn.Module) -> Patch:
         """The Patch that turns one model into another of the same architecture: the parameters whose bits differ."""

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .errors import ZsuError
+from .evaluation.report import Report
 from .graph import PathGraph, build_graph
 from .paths import Paths
 from .relevance import Relevance
@@ -220,6 +221,35 @@ def audit(frame: pd.DataFrame) -> Figure:
     if not np.isnan(retrain):
         axes[2].axvline(retrain, color=ORANGE, linestyle="--", linewidth=1.5)
     axes[0].invert_yaxis()
+    return figure
+
+
+def gaps(report: Report, farthest: float = 8) -> Figure:
+    """Of an audit: the gap of every number to the mean of retrained models, in half-widths of the null band."""
+    tidy = report.tidy()
+    half = (tidy["null_high"] - tidy["null_low"]) / 2
+    shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))[
+        (half > 1e-9) & (tidy["model"] != "retrain")
+    ]
+    shown = shown[~shown["broken"]]
+    order = shown["column"].unique()
+    figure, axis = plt.subplots(figsize=(8, 0.24 * len(order) + 1.4), layout="constrained")
+    axis.axvspan(-1, 1, color=GREY, alpha=0.4, linewidth=0)
+    sns.stripplot(shown, x="gap", y="column", hue="model", order=order, jitter=False, dodge=True, size=4, ax=axis)
+    axis.set(
+        xlabel="gap to retrained models / half-width of the band", ylabel="", xlim=(-farthest - 0.5, farthest + 0.5)
+    )
+    sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="", frameon=False)
+    sns.despine(ax=axis)
+    return figure
+
+
+def routing(means: pd.DataFrame) -> Figure:
+    """Of an audit: the mean probability (%) of each class on test inputs of the forgotten class, by model."""
+    figure, axis = plt.subplots(figsize=(0.8 * means.shape[1] + 2, 0.4 * len(means) + 1.6), layout="constrained")
+    sns.heatmap(100 * means, annot=True, fmt=".0f", cmap="Greys", vmin=0, vmax=100, cbar=False, ax=axis)
+    axis.set(xlabel="mean probability of the class (%)", ylabel="")
+    axis.tick_params(axis="x", rotation=45)
     return figure
 
 

@@ -11,7 +11,6 @@ it.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 import warnings
@@ -35,7 +34,7 @@ from tqdm.auto import tqdm
 from . import data, models, training
 from .data import Splits, write_atomically
 from .errors import ZsuError
-from .evaluation.report import audit
+from .evaluation import BASIC, audit
 from .forgetting import forget
 
 METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
@@ -270,7 +269,7 @@ def run(
     splits = row.load(Path(folder), row.transform(row.size))
     pretrained = imagenet_weights(row.arch)
     data.make_folder(out)
-    check_settings(out / "settings.json", settings(name, row, splits, pretrained is not None, methods))
+    data.check_settings(out / "settings.json", settings(name, row, splits, pretrained is not None, methods))
     with tqdm(total=3 * seeds, desc=name, unit="step", disable=not progress) as bar:
         if not train_all(row, splits, pretrained, out, seeds, device, bar):
             return None
@@ -297,22 +296,6 @@ def settings(name: str, row: Row, splits: Splits, pretrained: bool, methods: Seq
     plain_data = {key: value for key, value in row._asdict().items() if isinstance(value, (int, float, str))}
     return {"row": name, "data": digest.hexdigest(), "classes": data.classes(splits.train), **plain_data,
             "pretrained": pretrained, "methods": list(methods)}  # fmt: skip
-
-
-def check_settings(path: Path, wanted: dict) -> None:
-    """Write the settings; where there are some, refuse others."""
-    if not path.exists():
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1)))
-        return
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ZsuError(f"this is no JSON ({error})", where=str(path), remedy="pass another folder") from error
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
-        listed = "; ".join(f"{key} was {found.get(key)!r}, is {wanted[key]!r}"[:200] for key in differing)
-        remedy = "pass the same settings, or another folder for the results"
-        raise ZsuError(f"this folder holds results of other settings: {listed}", where=str(path), remedy=remedy)
 
 
 def default_device() -> str:
@@ -392,8 +375,8 @@ def audit_seed(
     seconds = models.metadata(model_path(out, "retrained", seed))["seconds"]
     frame = audit(
         original, forgotten, splits.train, data.without_samples(splits.test, target, n, seed), target, [retrained],
-        retrain_seconds=seconds, progress=progress,
-    )  # fmt: skip
+        measures=BASIC, controls=False, retrain_seconds=seconds, progress=progress,
+    ).frame  # fmt: skip
     frame = frame.drop(columns="js_forget_ratio").reindex(["original", "retrain", *methods])  # NaN where it failed
     frame = frame.rename_axis("model").reset_index()
     frame.insert(0, "seed", seed)

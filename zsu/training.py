@@ -6,9 +6,10 @@ import argparse
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
@@ -28,7 +29,7 @@ def train(
     factory: Callable[[], nn.Module],
     dataset: Dataset,
     *,
-    exclude: int | str | None = None,
+    exclude: int | str | Sequence[int | str] | None = None,
     epochs: int = EPOCHS,
     batch_size: int = BATCH_SIZE,
     lr: float = LEARNING_RATE,
@@ -44,9 +45,9 @@ def train(
         Builds a fresh model, such as `SmallCNN` or ``lambda: build("resnet18", 10, 3)``.
     dataset : Dataset
         The training split.
-    exclude : int or str, optional
-        A class to leave out: retraining without it is the reference for forgetting it. The model keeps a
-        logit for every class.
+    exclude : int or str, or a list of them, optional
+        A class to leave out, or several: retraining without it is the reference for forgetting it. The model keeps
+        a logit for every class.
     epochs, batch_size : int
         Images beyond the last full batch are left to the next, differently shuffled epoch.
     lr : float
@@ -150,16 +151,34 @@ def process() -> tuple[int, int]:
     return 0, 1
 
 
-def without_class(dataset: Dataset, cls: int | str) -> Subset:
-    """Everything but the images of a class; `ZsuError` where there are none of it, or of no other."""
-    kept = data.targets(dataset) != data.class_index(dataset, cls)
-    if kept.all() or not kept.any():
+def without_class(dataset: Dataset, cls: int | str | Sequence[int | str]) -> Subset:
+    """Everything but the images of a class, or of several.
+
+    Raises
+    ------
+    ZsuError
+        There are no images of one of them, or of no other class.
+    """
+    named = [cls] if isinstance(cls, (int, np.integer, str)) else cls
+    excluded = torch.tensor([data.class_index(dataset, c) for c in named])
+    kept = ~torch.isin(data.targets(dataset), excluded)
+    lacking = ~torch.isin(excluded, data.targets(dataset))
+    if lacking.any() or not kept.any():
         raise ZsuError(
-            f"class {cls!r} cannot be left out: the data has {'none' if kept.all() else 'only images'} of it",
+            f"class {cls!r} cannot be left out: the data has {'none' if lacking.any() else 'only images'} of it",
             where="zsu.training.train",
             remedy=f"images by class: {data.histogram(dataset)}",
         )
     return Subset(dataset, kept.nonzero()[:, 0].tolist())  # (M, 1) -> (M,)
+
+
+def kept(path: Path, settings: dict, make: Callable[[], nn.Module]) -> None:
+    """Have a model in a file: `make` it where there is none with these settings, and note the seconds that it took."""
+    if _is_finished(path, settings):
+        return
+    started = time.perf_counter()
+    model = make()
+    models.save(model, path, **settings, seconds=round(time.perf_counter() - started, 1))
 
 
 def _place(model: nn.Module, device: str | torch.device | None) -> nn.Module:

@@ -1,6 +1,7 @@
-"""Has it forgotten? Each measure is one small function; `audit` puts them into one table."""
+"""Has it forgotten? Each measure is one small function; `audit` asks them all and puts them into a `Report`."""
 
-from .report import audit, table
-from .utility import accuracy, jensen_shannon, predict
+from .outputs import predict
+from .report import BASIC, MEASURES, Report, audit
+from .utility import accuracy, jensen_shannon
 
-__all__ = ["accuracy", "audit", "jensen_shannon", "predict", "table"]
+__all__ = ["BASIC", "MEASURES", "Report", "accuracy", "audit", "jensen_shannon", "predict"]

@@ -1,50 +1,102 @@
-"""Measures on the softmax outputs of a model; every model is run once per data set."""
+"""What the model still knows, and where inputs of the forgotten class go.
+
+Every measure takes `m`, the model that is measured; `given`, what the audit is about; and `references`, models
+retrained without the class. It returns numbers by column; NaN where it has nothing to compare with.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from ..data import batches
 from ..errors import ZsuError
+from .outputs import Observed
+
+BINS = 15  # of the calibration error
 
 
-@torch.inference_mode()
-def predict(model: nn.Module, dataset: Dataset) -> tuple[Tensor, Tensor]:
-    """Softmax outputs (N, classes), float64, and labels (N,), both on the CPU.
+def accuracies(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """At, accuracy on the forgotten class; Ag, on all others; and on everything; test and train, never mixed.
 
-    Raises
-    ------
-    ZsuError
-        The model is in train mode; the outputs are not finite or not (N, classes); the data set is empty; or images
-        and model do not fit together.
+    Formula: share of samples whose greatest logit is that of their label.
+    Source: Chang et al. 2024 (arXiv:2410.23693), who call them At and Ag.
+    Ideal: as a retrained model, which is 0 for At.
+    Blind spot: a constant in place of the class's logit reaches At = 0 and forgets nothing inside.
     """
-    if any(m.training for m in model.modules()):
-        raise ZsuError("the model is in train mode", where="audit", remedy="call model.eval()")
-    if len(dataset) == 0:
-        raise ZsuError("the data set is empty", where="audit", remedy="pass one with samples of every class")
-    like = next(model.parameters())
-    outputs, labels = [], []
-    for x, y in batches(dataset):
-        try:
-            logits = model(x.to(like.device, like.dtype)).double()
-        except RuntimeError as error:
-            remedy = "load the data in the shape that the model was built for"
-            raise ZsuError(
-                f"the model refuses images {tuple(x.shape)}: {error}", where="audit", remedy=remedy
-            ) from error
-        if logits.dim() != 2:
-            remedy = "audit a model whose output is (N, classes)"
-            raise ZsuError(f"the outputs have shape {tuple(logits.shape)}", where="audit", remedy=remedy)
-        outputs.append(logits.softmax(1).cpu())
-        labels.append(y)
-    p, y = torch.cat(outputs), torch.cat(labels)
-    if not p.isfinite().all():
-        raise ZsuError("the outputs are not finite", where="audit", remedy="check the model's parameters for NaN")
-    if y.max() >= p.shape[1]:
-        raise ZsuError(f"label {int(y.max())}, but the model knows {p.shape[1]} classes", where="audit")
-    return p, y
+    found = {}
+    for split, outputs in (("test", m.test), ("train", m.train)):
+        found[f"at_{split}"] = accuracy(*outputs.part(True))
+        found[f"ag_{split}"] = accuracy(*outputs.part(False))
+        found[f"all_{split}"] = accuracy(outputs.p, outputs.labels)
+    return found
+
+
+def divergence(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """Divergence of the test outputs from those of retrained models, on the forgotten class and on the others.
+
+    Formula: mean over samples and references of JS(p, q) = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2; nats, <= ln 2.
+    Source: Lin 1991, IEEE Transactions on Information Theory 37(1), eq. 4.1 with weights 1/2.
+    Ideal: that between two retrained models, the null.
+    Blind spot: sees outputs only; what inner layers still know does not count.
+    """
+    found = {}
+    for part, forget in (("forget", True), ("retained", False)):
+        p, _ = m.test.part(forget)
+        found[f"js_{part}"] = mean([jensen_shannon(p, r.test.part(forget)[0]) for r in references])
+    return found
+
+
+def agreement(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """Share of test samples for which the model and a retrained one predict the same class.
+
+    Formula: mean over samples and references of [argmax p = argmax q].
+    Source: as "agreement" in Golatkar et al. 2020 (arXiv:1911.04933) and later work.
+    Ideal: that between two retrained models.
+    Blind spot: how sure the predictions are does not count.
+    """
+    found = {}
+    for part, forget in (("forget", True), ("retained", False)):
+        mine = m.test.part(forget)[0].argmax(1)
+        same = [float((mine == r.test.part(forget)[0].argmax(1)).double().mean()) for r in references]
+        found[f"agree_{part}"] = mean(same)
+    return found
+
+
+def routing(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """Do test inputs of the forgotten class end in the same classes as in retrained models?
+
+    Formula: total variation, half the sum over classes of |mean p - mean q|, p of the model, q of a reference; the
+    mean over references. The means themselves are `Report.routing`.
+    Source: ours; the distance is in any textbook.
+    Ideal: that between two retrained models.
+    Blind spot: says where the class as a whole goes, not which sample goes where.
+    """
+    mine = m.test.part(True)[0].mean(0)  # (N, classes) -> (classes,)
+    distances = [float((mine - r.test.part(True)[0].mean(0)).abs().sum() / 2) for r in references]
+    return {"routing": mean(distances)}
+
+
+def calibration(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """Calibration error on the retained classes, test split.
+
+    Formula: sum over 15 equal bins of confidence of (share of samples) |accuracy - mean confidence|.
+    Source: Guo et al. 2017 (arXiv:1706.04599), eq. 3.
+    Ideal: as a retrained model.
+    Blind spot: a model that answers every input with the class frequencies is perfectly calibrated.
+    """
+    return {"ece_retained": calibration_error(*m.test.part(False))}
+
+
+def calibration_error(p: Tensor, labels: Tensor) -> float:
+    """Expected calibration error of probabilities (N, classes)."""
+    confidence, predicted = p.max(1)
+    right = (predicted == labels).double()
+    index = (confidence * BINS).long().clamp(max=BINS - 1)
+    gaps = torch.zeros(BINS, dtype=torch.float64).index_add(0, index, right - confidence)
+    return float(gaps.abs().sum() / len(p))
 
 
 def accuracy(p: Tensor, y: Tensor) -> float:
@@ -84,3 +136,8 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
     m = (p + q) / 2
     divergence = torch.special.xlogy(p, p / m).nan_to_num() + torch.special.xlogy(q, q / m).nan_to_num()
     return float(divergence.sum(1).mean() / 2)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean; NaN of nothing."""
+    return float(np.mean(values)) if len(values) else float("nan")

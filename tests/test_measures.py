@@ -1,0 +1,438 @@
+"""Each measure of the audit against a value worked out by hand, and all of them on degenerate models."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+import zsu.models
+from zsu import audit, forget
+from zsu.data import Images, samples, targets, without_samples
+from zsu.evaluation import MEASURES, privacy, representation, robustness, utility
+from zsu.evaluation.outputs import Observed, Outputs, logit_layer, observe, tapped
+from zsu.evaluation.report import CONTROLS, UTILITY, Given, fooled, interval
+
+NONE = torch.zeros(0, 1, 1, 1)
+
+
+def outputs(probabilities, labels, target=0, features=None):
+    """Outputs of given probabilities; class 0 is to be forgotten."""
+    p, labels = torch.tensor(probabilities, dtype=torch.float64), torch.tensor(labels)
+    return Outputs(p.log(), labels, labels == target, features or {})
+
+
+def of_logits(logits, labels, target=0):
+    logits, labels = torch.tensor(logits, dtype=torch.float64), torch.tensor(labels)
+    return Outputs(logits, labels, labels == target)
+
+
+def given(original=None, target=(0,), **rest):
+    values = {"train": None, "x": NONE, "y": NONE, "beside": NONE, "original_at": 1.0, "seed": 0}
+    return Given(original, list(target), **values | rest)
+
+
+def model(train, test=None, siblings=()):
+    return Observed(None, train, test or train, siblings=list(siblings))
+
+
+# --- by hand --------------------------------------------------------------------------------------------------
+
+
+def test_agreement():
+    """Of three forget inputs two are predicted alike, of one retained input none."""
+    m = model(outputs([[0.1, 0.9, 0], [0, 0.2, 0.8], [0, 0.6, 0.4], [0, 1, 0]], [0, 0, 0, 1]))
+    r = model(outputs([[0.1, 0.8, 0.1], [0, 0.1, 0.9], [0, 0.4, 0.6], [0, 0, 1]], [0, 0, 0, 1]))
+    assert utility.agreement(m, given(), [r]) == {"agree_forget": pytest.approx(2 / 3), "agree_retained": 0}
+    assert utility.agreement(m, given(), [m, r])["agree_forget"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_routing():
+    """Mean (0, .5, .5) against (0, 1, 0): half of (0 + .5 + .5)."""
+    m = model(outputs([[0, 1, 0], [0, 0, 1], [0, 1, 0]], [0, 0, 1]))
+    r = model(outputs([[0, 1, 0], [0, 1, 0], [1, 0, 0]], [0, 0, 1]))
+    assert utility.routing(m, given(), [r])["routing"] == pytest.approx(0.5)
+    assert utility.routing(m, given(), [m])["routing"] == 0
+
+
+def test_calibration():
+    """.9 and right, .8 and wrong, in two bins: (|1 - .9| + |0 - .8|) / 2; in one bin the gaps add up before."""
+    p = torch.tensor([[0.1, 0.9, 0], [0, 0.8, 0.2]], dtype=torch.float64)
+    assert utility.calibration_error(p, torch.tensor([1, 2])) == pytest.approx(0.45)
+    p = torch.tensor([[0.1, 0.9, 0], [0, 0.9, 0.1]], dtype=torch.float64)
+    assert utility.calibration_error(p, torch.tensor([1, 2])) == pytest.approx(0.4)  # |.5 - .9|
+    assert utility.calibration_error(torch.tensor([[1.0, 0.0]]).double(), torch.tensor([0])) == 0
+
+
+def test_forget_rate():
+    """The original tells members (.9, .1) from others (.1, .9); half of the model's vectors look like others."""
+    original = model(outputs([[0.9, 0.1]] * 6, [0] * 6), outputs([[0.1, 0.9]] * 6, [0] * 6))
+    half = model(outputs([[0.9, 0.1]] * 3 + [[0.1, 0.9]] * 3, [0] * 6))
+    assert privacy.forget_rate(half, given(original), []) == {"fr": 0.5}
+    assert privacy.forget_rate(original, given(original), []) == {"fr": 0}
+    few = model(outputs([[0.9, 0.1]] * 4, [0] * 4))
+    assert math.isnan(privacy.forget_rate(half, given(few), [])["fr"])
+
+
+def test_forgetting_score():
+    """Losses that tell everything, and losses that tell nothing."""
+    known = model(outputs([[0.99, 0.01]] * 10, [0] * 10), outputs([[0.01, 0.99]] * 10, [0] * 10))
+    assert privacy.forgetting_score(known, given(), []) == {"fs": 0.5}
+    same = model(outputs([[0.0, 1.0]] * 10, [0] * 10))
+    assert privacy.forgetting_score(same, given(), []) == {"fs": 0}
+
+
+def test_five_features():
+    """p = (.75, .25) of label 0: right, .75, .75, entropy, and the modified entropy of eq. 8."""
+    p = torch.tensor([[0.75, 0.25]], dtype=torch.float64)
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    modified = -0.25 * math.log(0.75) - 0.25 * math.log(0.75)  # (1 - p_y) log p_y, and p log(1 - p) of the other
+    assert privacy.five_features(p, torch.tensor([0]))[0].tolist() == pytest.approx([1, 0.75, 0.75, entropy, modified])
+    wrong = privacy.five_features(p, torch.tensor([1]))[0]
+    assert wrong.tolist()[:3] == [0, 0.25, 0.75]
+    assert wrong[4] == pytest.approx(-0.75 * math.log(0.25) - 0.75 * math.log(0.25))
+
+
+def test_membership_inference():
+    """Members are sure and right, others are not: half of the forget images look like members."""
+    sure, unsure = [0.01, 0.98, 0.01], [0.4, 0.3, 0.3]
+    train = outputs([sure] * 20 + [[0.98, 0.01, 0.01]] * 5 + [[0.3, 0.4, 0.3]] * 5, [1] * 20 + [0] * 10)
+    test = outputs([unsure] * 20 + [[0, 1, 0]] * 5, [1] * 20 + [0] * 5)
+    found = privacy.membership_inference(model(train, test), given(), [])
+    assert found == {"mia_confidence": 0.5, "mia_entropy": 0.5, "mia_five": 0.5}
+
+
+def test_likelihood_ratio():
+    """Two models of a kind with log-odds 0 and 2, and 4 and 6: means 1 and 5, variance 2 each."""
+    unlearned, retrained = (torch.tensor(v, dtype=torch.float64) for v in ([[0.0], [2.0]], [[4.0], [6.0]]))
+    x = torch.tensor([1.0], dtype=torch.float64)
+    assert privacy.ratio(x, unlearned, retrained).tolist() == pytest.approx([16 / 4])
+    assert privacy.ratio(x + 2, unlearned, retrained).tolist() == pytest.approx([0])  # in the middle
+
+
+def shifted(by, noise):
+    return of_logits([[by + n, 0.0] for n in noise], [0] * len(noise))
+
+
+def test_u_lira_of_disjoint_and_of_equal_kinds():
+    noises = ([0.0, 0.1, 0.2], [0.1, 0.3, 0.0], [0.2, 0.0, 0.1])
+    low, high = ([model(shifted(by, n)) for n in noises] for by in (0, 8))
+    first = model(low[0].train, siblings=low[1:])
+    assert privacy.likelihood_ratio(first, given(), high) == {"ulira": 1}
+    assert privacy.likelihood_ratio(first, given(), low) == {"ulira": 0.5}
+    assert math.isnan(privacy.likelihood_ratio(model(low[0].train, siblings=low[1:2]), given(), high)["ulira"])
+    assert math.isnan(privacy.likelihood_ratio(first, given(), high[:2])["ulira"])
+
+
+def test_klom():
+    """Margins 0, 1, 2 (mean 1, variance 1) and 4, 5, 6: KL = (5 - 1)^2 / 2."""
+    a, b = ([model(shifted(0, [k])) for k in ks] for ks in ((0.0, 1.0, 2.0), (4.0, 5.0, 6.0)))
+    first = model(a[0].train, siblings=a[1:])
+    assert privacy.margins_kl(first, given(), b)["klom"] == pytest.approx(8)
+    assert privacy.margins_kl(first, given(), a)["klom"] == pytest.approx(0)
+    wide = [model(shifted(0, [k])) for k in (-1.0, 1.0, 3.0)]  # mean 1, variance 4
+    assert privacy.margins_kl(first, given(), wide)["klom"] == pytest.approx(math.log(2) + 1 / 8 - 1 / 2)
+
+
+def test_margins_are_clipped():
+    assert privacy.margin(of_logits([[-1e4, 0.0], [1e4, 0.0]], [0, 0])).tolist() == [-30, 30]
+
+
+def test_class_membership():
+    """References send class 0 to class 1 (never to 2), but with less margin than they give class 1 itself."""
+    of_class, of_neighbour = [-9.0, 2.0, 0.0], [-9.0, 9.0, 0.0]
+    train = of_logits([of_class] * 6 + [of_neighbour] * 6 + [[-9.0, 0.0, 9.0]] * 6, [0] * 6 + [1] * 6 + [2] * 6)
+    reference = model(train)
+    for rows, share in (([of_class] * 4, 1), ([of_neighbour] * 4, 0), ([of_class] * 3 + [of_neighbour], 0.75)):
+        assert privacy.class_membership(model(of_logits(rows, [0] * 4)), given(), [reference]) == {"cmia": share}
+    masked = model(of_logits([[-1e4, 2.0, 0.0]] * 4, [0] * 4))  # the class's own logit does not count
+    assert privacy.class_membership(masked, given(), [reference]) == {"cmia": 1}
+    assert math.isnan(privacy.class_membership(masked, given(), [])["cmia"])
+
+
+class Head(nn.Module):
+    def __init__(self, weight, bias):
+        super().__init__()
+        self.head = nn.Linear(2, len(bias))
+        self.head.weight.data, self.head.bias.data = torch.tensor(weight), torch.tensor(bias)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+def with_features(features, labels, weight, bias):
+    net = Head(weight, bias).eval()
+    h = torch.tensor(features)
+    labels = torch.tensor(labels)
+    both = Outputs(net(h).detach().double(), labels, labels == 0, {"head": h})
+    return Observed(net, both, both, head="head")
+
+
+def test_head_shortcut():
+    """Bias -3 against a mean of 1; norm 5 against a mean of 2."""
+    m = with_features([[1.0, 0.0]], [0], [[3.0, 4.0], [2.0, 0.0], [0.0, 2.0]], [-3.0, 0.0, 2.0])
+    assert representation.head_shortcut(m, given(), []) == {"head_bias": -4, "head_norm": 2.5}
+    m.head = None
+    assert all(map(math.isnan, representation.head_shortcut(m, given(), []).values()))
+
+
+def test_prototype_attack():
+    """Class 0 lies along (1, 1); its row is 0 and its bias -99. With a = 1 its row is (1, 1), of norm sqrt 2 as the
+    others' mean, its bias 0: an image (4, 4) gets 8 for class 0 and 4 sqrt 2 for each other."""
+    root = math.sqrt(2)
+    m = with_features([[4.0, 4.0]] * 5 + [[4.0, 0.0], [0.0, 4.0]], [0] * 5 + [1, 2],
+                      [[0.0, 0.0], [root, 0.0], [0.0, root]], [-99.0, 0.0, 0.0])  # fmt: skip
+    found = representation.prototype_attack(m, given(), [])
+    assert (found["pra_at_100"], found["pra_ag_100"]) == (1, 1)  # 4 sqrt 2 beats 4
+    assert found["pra_at_50"] == 0  # 4 does not beat 4 sqrt 2
+    assert found["pra_at_80"] == 1  # 6.4 does
+
+
+def test_linear_probes():
+    """One layer shows the class, the other is the same for all."""
+    labels = torch.tensor([0] * 8 + [1] * 8)
+    shows, blank = torch.where(labels == 0, 1.0, -1.0)[:, None], torch.zeros(16, 1)
+    both = Outputs(torch.zeros(16, 2).double(), labels, labels == 0, {"early": blank, "late": shows})
+    found = representation.linear_probes(model(both), given(), [])
+    assert found == {"probe_early": 0.5, "probe50_early": 0.5, "probe_late": 1, "probe50_late": 1}
+
+
+def pixels(values, labels):
+    x = torch.tensor(values, dtype=torch.uint8).reshape(-1, 1, 1, 1)
+    return Images(x, torch.tensor(labels), ["f", "g"])
+
+
+def test_relearning_counts_steps():
+    """Who knows the class needs no step; who cannot learn gets the most; steps depend on the seed only."""
+    data = pixels([255, 0] * 8, [0, 1] * 8)
+    x, y = torch.ones(4, 1, 1, 1), torch.zeros(4, dtype=torch.int64)
+
+    def steps(weight, bias, learns=True):
+        net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+        net[1].weight.data, net[1].bias.data = torch.tensor([[w] for w in weight]), torch.tensor(bias)
+        if not learns:
+            net.append(nn.Threshold(1e9, 0.0)).eval()
+        before = [p.clone() for p in net.parameters()]
+        m = Observed(
+            net, *(Outputs(net(t).detach().double(), v, v == 0) for t, v in ((data.data / 255, data.targets),) * 2)
+        )
+        found = representation.relearning(m, given(train=data, x=x, y=y), [])["relearn"]
+        assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+        return found
+
+    assert steps([1.0, 0.0], [0.0, 0.0]) == 0
+    assert 0 < steps([0.0, 0.0], [-0.02, 0.0]) < steps([0.0, 0.0], [-0.05, 0.0]) < 100
+    assert steps([0.0, 0.0], [-1e4, 0.0]) == representation.MOST_STEPS
+
+
+def test_to_int8_and_float16():
+    w = torch.tensor([[127.0, 64.4, -1.2]])
+    assert robustness.to_int8(w).tolist() == [[127, 64, -1]]
+    assert robustness.to_int8(torch.zeros(1, 2)).tolist() == [[0, 0]]
+    assert robustness.to_int8(torch.tensor([-1e4, 0.3])).tolist() == pytest.approx([-1e4, 0.3])  # a bias stays
+    net = nn.Linear(1, 1)
+    net.weight.data.fill_(1 + 2**-12)
+    assert robustness.stored(net, lambda v: v.half().to(v.dtype)).weight.item() == 1
+    assert net.weight.item() != 1
+
+
+def test_robustness_finds_a_class_that_comes_back_in_the_dark():
+    """Predicts class 0 below a brightness of .8 only."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    net[1].weight.data, net[1].bias.data = torch.tensor([[-1.0], [0.0]]), torch.tensor([0.8, 0.0])
+    x, y = torch.ones(6, 1, 1, 1), torch.zeros(6, dtype=torch.int64)
+    found = robustness.robustness(Observed(net, None, None), given(x=x, y=y), [])
+    assert found["at_brightness"] == 1
+    assert found["at_float16"] == found["at_crop"] == 0
+
+
+def test_images_beside_the_class_have_just_crossed():
+    """Class 0 above .5: images at .52 cross within .1 of the range, those at .9 cannot."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
+    net[1].weight.data, net[1].bias.data = torch.tensor([[1.0], [0.0]]), torch.tensor([-0.5, 0.0])
+    x = torch.tensor([0.52, 0.9, 0.0, 1.0]).reshape(4, 1, 1, 1)
+    found = robustness.beside(net, x, torch.tensor([0, 0, 1, 0]))
+    assert len(found) == 1
+    assert 0.42 <= found.item() <= 0.5
+
+
+def test_over_unlearning():
+    """A mask changes nothing beside the class; a model that says the opposite changes as much as can be."""
+    nets = [nn.Sequential(nn.Flatten(), nn.Linear(1, 3)).eval() for _ in range(3)]
+    for net, bias in zip(nets, ([5.0, 0.0, -90.0], [-1e4, 0.0, -90.0], [0.0, -90.0, 90.0]), strict=True):
+        net[1].weight.data.zero_()
+        net[1].bias.data = torch.tensor(bias)
+    seen = [Observed(net, None, None) for net in nets]
+    about = given(seen[0], beside=torch.zeros(2, 1, 1, 1))
+    assert robustness.over_unlearning(seen[1], about, []) == {"ou": pytest.approx(0, abs=1e-12)}
+    assert robustness.over_unlearning(seen[2], about, [])["ou"] == pytest.approx(math.log(2))
+    assert math.isnan(robustness.over_unlearning(seen[1], given(seen[0]), [])["ou"])
+
+
+def test_interval_of_two_values():
+    """1 and 3: mean 2, sd sqrt 2, t(.975, 1) = 12.706; half-width t sd sqrt(1 + 1/2)."""
+    found = interval([1.0, 3.0, math.nan])
+    assert (found["mean"], found["references"]) == (2, 2)
+    assert found["high"] - 2 == 2 - found["low"] == pytest.approx(12.7062 * math.sqrt(3), rel=1e-5)
+    assert math.isnan(interval([1.0])["low"])
+    assert math.isnan(interval([])["mean"])
+
+
+# --- outputs --------------------------------------------------------------------------------------------------
+
+
+def test_layers_kept_are_spread_and_the_head_is_found(original, splits):
+    assert list(tapped(original, 4)) == ["conv2", "conv3", "fc", "head"]
+    assert list(tapped(original, 2)) == ["conv2", "head"]
+    assert list(tapped(original, 1)) == ["head"]
+    assert logit_layer(original, splits.test[0][0][None]) == "head"
+    scaled = nn.Sequential(original, nn.Softplus()).eval()
+    assert logit_layer(scaled, splits.test[0][0][None]) is None
+
+
+def test_features_are_what_enters_the_layers(original, splits):
+    few = Subset(splits.test, range(3))
+    found = observe(original, few, [1], 4)
+    x = torch.stack([splits.test[i][0] for i in range(3)])
+    with torch.no_grad():
+        h = original.pool1(original.relu1(original.conv1(x)))
+        logits = original(x)
+    torch.testing.assert_close(found.features["conv2"], h.mean((2, 3)))
+    torch.testing.assert_close(found.logits.float(), logits)
+    assert found.features["head"].shape == (3, 32)
+    assert not original._forward_pre_hooks
+    assert all(not m._forward_pre_hooks for m in original.modules())
+
+
+# --- the whole audit on real models ---------------------------------------------------------------------------
+
+
+def some(dataset, n):
+    """n images of each class."""
+    labels = targets(dataset)
+    return Subset(dataset, torch.cat([(labels == c).nonzero()[:n, 0] for c in range(10)]).tolist())
+
+
+@pytest.fixture(scope="module")
+def small(splits):
+    return some(splits.train, 60), some(without_samples(splits.test, "Trouser"), 40)
+
+
+@pytest.fixture(scope="module")
+def report(small, splits):
+    """Three originals, their paths, and degenerate models, against six retrained ones."""
+    originals = [zsu.models.bundled("original", s) for s in range(3)]
+    edits = {"paths": [forget(m, samples(splits.test, "Trouser"), 1) for m in originals]}
+    constant, uniform = (zsu.models.bundled("original") for _ in range(2))
+    for net, bias in ((constant, 9.0), (uniform, 0.0)):
+        for p in net.parameters():
+            p.data.zero_()
+        net.head.bias.data[0] = bias
+    edits |= {
+        "same": originals[0],
+        "constant": constant,
+        "uniform": uniform,
+        "retrained": zsu.models.bundled("retrained"),
+    }
+    references = [zsu.models.bundled("retrained", s) for s in range(1, 7)]
+    return audit(originals, edits, *small, "Trouser", references, progress=False)
+
+
+def test_every_control_reference_and_measure_is_there(report):
+    assert list(report.frame.index[:6]) == ["original", "retrain", *CONTROLS]
+    assert set(report.measure_of.values()) == set(MEASURES)
+    missing = report.frame.loc[["original", "mask", "paths", "zeroed"], list(report.measure_of)].isna()
+    assert [(m, c) for m in missing.index for c in missing if missing.loc[m, c]] == [("zeroed", "head_norm")]  # 0 / 0
+    assert report.null.notna().all(axis=None)
+    assert set(report.seconds) == {"outputs", *MEASURES}
+
+
+def test_the_original_as_an_edit_is_the_original(report):
+    columns = [c for c in report.measure_of if c not in ("ulira", "klom")]  # for which it has no siblings
+    assert report.frame.loc["same", columns].tolist() == report.frame.loc["original", columns].tolist()
+    for column in ("at_test", "js_forget", "agree_forget", "relearn", "pra_at_50", "at_noise", "mia_five"):
+        row = report.tidy().query("model == 'same' and column == @column").iloc[0]
+        assert not row["inside"], column
+
+
+def test_a_retrained_model_is_inside_nearly_everywhere(report):
+    """A band of 95 % leaves out 5 % of what is the same."""
+    inside = report.tidy().query("model == 'retrained'")["inside"]
+    assert inside.notna().sum() > 35
+    assert inside.mean() > 0.85
+
+
+def test_constant_and_uniform_models_are_broken_and_score_as_they_must(report):
+    frame = report.frame
+    assert frame.loc[["constant", "uniform", "zeroed"], "broken"].all()
+    assert not frame.drop(index=["constant", "uniform", "zeroed"])["broken"].any()
+    for name in ("constant", "uniform", "zeroed"):
+        assert frame.loc[name, "at_test"] == 0  # ties go to class 0
+        assert frame.loc[name, "ag_test"] == pytest.approx(1 / 9)
+        assert frame.loc[name, "fs"] == 0
+        assert frame.loc[name, [c for c in frame if c.startswith("probe")]].tolist() == [0.5] * 8
+        text = report.column(name)
+        assert text[list(report.measure_of).index("fs")] == "broken"
+    assert frame.loc["uniform", "ece_retained"] == pytest.approx(1 / 9 - 0.1)
+    p = math.exp(9) / (math.exp(9) + 9)
+    assert frame.loc["constant", "ece_retained"] == pytest.approx(p - 1 / 9, abs=1e-6)
+    assert report.routing.loc["uniform"].tolist() == pytest.approx([0.1] * 10)
+    assert report.routing.loc["constant"].iloc[0] == pytest.approx(p)
+
+
+def test_what_a_control_fools_is_marked_from_the_data(report):
+    assert {"mask", "bias-shift", "zeroed"} <= set(report.fooled["at_test"])
+    assert "original" not in report.fooled["at_test"]
+    assert "mask" not in report.fooled.get("pra_at_50", [])
+    assert "original" not in report.fooled.get("relearn", [])
+    assert not UTILITY & set(report.fooled)
+    moved = report.frame.copy()
+    moved.loc["mask", "at_test"] = 1.0
+    assert "mask" not in fooled(moved, report.null, report.measure_of)["at_test"]
+
+
+def test_tidy_has_the_gap_to_retrained_models(report):
+    row = report.tidy().query("model == 'mask' and column == 'js_forget'").iloc[0]
+    assert row["gap"] == pytest.approx(report.frame.loc["mask", "js_forget"] - report.frame.loc["retrain", "js_forget"])
+    assert row["measure"] == "divergence"
+    assert row["null_low"] < row["null_mean"] < row["null_high"]
+
+
+def test_paths_are_found_out_where_a_mask_is_not(report):
+    """What inner layers know brings the class back sooner than in a model that never knew it."""
+    assert report.frame.loc["paths", "relearn"] < report.frame.loc["retrain", "relearn"]
+    assert report.frame.loc["mask", "relearn"] > report.frame.loc["original", "relearn"] == 0
+
+
+def test_the_same_seed_gives_the_same_numbers(small):
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    options = {"progress": False, "seed": 3}
+    arguments = zsu.models.bundled(), {}, *small, 1, [zsu.models.bundled("retrained", s) for s in range(2)]
+    first, second = (audit(*arguments, **options).frame for _ in range(2))
+    numbers = [c for c in first if c != "seconds"]
+    np.testing.assert_array_equal(first[numbers].astype(float), second[numbers].astype(float))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_one_pass_a_model_and_split(small, monkeypatch):
+    from zsu.evaluation import outputs as module
+
+    seen = []
+    batches = module.batches
+    monkeypatch.setattr(module, "batches", lambda dataset: seen.append(len(dataset)) or batches(dataset))
+    references = [zsu.models.bundled("retrained", s) for s in range(2)]
+    found = audit(zsu.models.bundled(), {}, *small, 1, references, progress=False)
+    models = len(found.frame) - 1 + len(references)
+    assert sorted(seen) == sorted([600, 400] * models)
+
+
+def test_several_classes(small, splits):
+    """No retrained models here for two classes: what needs none is measured."""
+    both = [samples(splits.test, c) for c in (1, 8)]
+    edit = forget(zsu.models.bundled(), both, [1, 8])
+    frame = audit(zsu.models.bundled(), {"paths": edit}, *small, ["Trouser", "Bag"], progress=False).frame
+    assert frame.loc["paths", "at_test"] < 0.1 < 0.9 < frame.loc["original", "at_test"]
+    assert frame.loc["paths", ["pra_at_50", "relearn", "at_noise", "probe_head", "fs"]].notna().all()

@@ -1,0 +1,188 @@
+"""Sweeps: the same result however it is come by; what dies, stops or fails is done again, and nothing twice."""
+
+import os
+import subprocess
+import sys
+
+import cloudpickle
+import pandas as pd
+import pytest
+
+from zsu import ZsuError, sweep
+from zsu.cli import main
+from zsu.evaluation import BASIC
+
+OPTIONS = {"methods": ["mask"], "measures": BASIC, "samples": 6, "epochs": 3, "references": 2, "progress": False}
+TASKS = ["Trouser", "Bag"]
+
+
+def run(folder, idx, classes=("Trouser", "Bag"), **options):
+    options = {"jobs": 1, "seeds": [0]} | OPTIONS | options
+    return sweep.run(folder, "fashion-mnist", str(idx), classes, **options)
+
+
+@pytest.fixture(scope="module")
+def made(idx, tmp_path_factory):
+    """Two classes, one after the other in this process."""
+    folder = tmp_path_factory.mktemp("sweep")
+    return folder, run(folder, idx)
+
+
+def same(one, other):
+    timed = ["seconds", "threads"]
+    pd.testing.assert_frame_equal(one.drop(columns=timed), other.drop(columns=timed), check_exact=False, rtol=1e-4)
+
+
+def test_rows_of_every_task(made):
+    folder, table = made
+    assert table["method"].tolist() == ["original", "retrain", "bias-shift", "random", "zeroed", "mask"] * 2
+    assert table["class_name"].tolist() == ["Trouser"] * 6 + ["Bag"] * 6
+    assert sorted(p.name for p in folder.glob("tasks/*.csv")) == ["1-0.csv", "8-0.csv"]
+    assert len(list(folder.glob("*/*.safetensors"))) == 5
+    assert not list(folder.glob("tasks/*.error"))
+
+
+def test_many_processes_find_the_same(made, idx, tmp_path):
+    same(run(tmp_path, idx, jobs=2), made[1])
+
+
+def script(folder, idx, extra=""):
+    """A process that sweeps, after `extra`."""
+    code = "from zsu import sweep\n" + extra
+    code += f"\nsweep.run({str(folder)!r}, 'fashion-mnist', {str(idx)!r}, ['Trouser', 'Bag'], [0], jobs=1, **{OPTIONS})"
+    return [sys.executable, "-c", code]
+
+
+DIES = """
+import os
+audit_methods = sweep.audit_methods
+def dying(task, settings):
+    if task.target == 8:
+        os.kill(os.getpid(), 9)
+    return audit_methods(task, settings)
+sweep.audit_methods = dying
+"""
+
+
+def test_kill_9_loses_the_running_task_only(made, idx, tmp_path):
+    done = subprocess.run(script(tmp_path, idx, DIES), capture_output=True)
+    assert done.returncode == -9
+    kept = {p: p.stat().st_mtime_ns for p in (*tmp_path.glob("tasks/*.csv"), *tmp_path.glob("*/*.safetensors"))}
+    assert len(kept) == 6  # five models and one audit
+    same(run(tmp_path, idx), made[1])
+    assert all(p.stat().st_mtime_ns == time for p, time in kept.items())
+
+
+COUNTS = """
+import functools, os
+def counted(work):
+    @functools.wraps(work)
+    def wrapper(task, settings):
+        print("did", *task, flush=True)
+        return work(task, settings)
+    return wrapper
+sweep.train, sweep.audit_methods = counted(sweep.train), counted(sweep.audit_methods)
+"""
+
+
+def test_two_processes_on_one_folder_do_nothing_twice(made, idx, tmp_path):
+    both = [subprocess.Popen(script(tmp_path, idx, COUNTS), stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    lines = [line for process in both for line in process.communicate()[0].splitlines()]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(lines) == len(set(lines)) == 7  # five models, two audits
+    same(run(tmp_path, idx), made[1])
+
+
+def test_a_task_that_fails_does_not_stop_the_others_and_is_done_again(made, idx, tmp_path, monkeypatch):
+    audit_methods = sweep.audit_methods
+
+    def failing(task, settings):
+        if task.target == 1:
+            raise RuntimeError("out of luck")
+        return audit_methods(task, settings)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "audit_methods", failing)
+        with pytest.raises(ZsuError, match=r"1 of 7 tasks failed; audit 1-0: RuntimeError: out of luck.*run it again"):
+            run(tmp_path, idx)
+    assert [p.name for p in tmp_path.glob("tasks/*.csv")] == ["8-0.csv"]
+    assert (tmp_path / "tasks" / "audit-1-0.error").read_text() == "RuntimeError: out of luck"
+    same(run(tmp_path, idx), made[1])
+    assert not list(tmp_path.glob("tasks/*.error"))
+
+
+def test_a_cluster_of_which_one_worker_is_killed(made, idx, tmp_path):
+    """Two workers in processes of their own; the first one to begin a task kills itself, once."""
+    distributed = pytest.importorskip("distributed")
+    marker = tmp_path / "killed"
+
+    class Killer(distributed.WorkerPlugin):
+        def transition(self, key, start, finish, **kwargs):
+            if finish == "executing":
+                try:
+                    os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    return
+                os.kill(os.getpid(), 9)
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None, "silence_logs": 50}
+    with distributed.LocalCluster(**options) as cluster:
+        with distributed.Client(cluster) as client:
+            client.register_plugin(Killer())
+        found = run(tmp_path / "out", idx, scheduler=cluster.scheduler_address)
+    assert marker.exists()
+    same(found, made[1])
+
+
+def test_no_scheduler_is_one_clear_error(idx, tmp_path):
+    with pytest.raises(ZsuError, match="no Dask scheduler at 'tcp://127.0.0.1:9'"):
+        run(tmp_path, idx, scheduler="tcp://127.0.0.1:9")
+
+
+def test_all_measures_of_several_originals(idx, tmp_path):
+    """With U-LiRA each task makes the edits of every seed's original."""
+    options = {"classes": ["Bag"], "measures": [*BASIC, "u-lira", "klom"], "references": 3, "methods": ["bias-shift"]}
+    table = run(tmp_path, idx, seeds=range(3), controls=False, **options)
+    edits = table[table["method"] == "bias-shift"]
+    assert len(edits) == 3
+    assert edits[["ulira", "klom"]].notna().all(axis=None)
+
+
+def test_bad_input_is_refused(idx, tmp_path):
+    with pytest.raises(ZsuError, match="unknown measures"):
+        run(tmp_path, idx, measures=["charm"])
+    with pytest.raises(ZsuError, match="1 references"):
+        run(tmp_path, idx, references=1)
+    (tmp_path / "settings.json").write_text("[1]")
+    with pytest.raises(ZsuError, match="no JSON object"):
+        run(tmp_path, idx)
+
+
+def call(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["zsu", *map(str, arguments)])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    return exit.value.code, *capsys.readouterr()
+
+
+def test_the_command_plans_sweeps_and_resumes(idx, tmp_path, capsys, monkeypatch):
+    command = ["sweep", "--out", tmp_path / "out", "--data", "fashion-mnist", "--root", idx, "--class", "Trouser"]
+    command += ["--seeds", 1, "--references", 2, "--epochs", 6, "--method", "mask", "--samples", 6, "--jobs", 1]
+    command += ["--measure", "accuracy", "--measure", "divergence"]
+    code, out, _ = call(capsys, monkeypatch, *command, "--dry-run")
+    assert code == 0
+    assert "3 models to train, 1 audits of 1 methods" in out
+    assert not (tmp_path / "out").exists()
+    code, out, err = call(capsys, monkeypatch, *command)
+    assert not code, err
+    assert (code, out) == (0, f"6 rows written to {tmp_path / 'out' / 'sweep.csv'}\n")
+    assert "sweep" in err
+    file = tmp_path / "out" / "tasks" / "1-0.csv"
+    before = file.stat().st_mtime_ns
+    code, out, _ = call(capsys, monkeypatch, *command, "--dry-run")
+    assert "0 models to train, 0 audits" in out
+    assert call(capsys, monkeypatch, *command)[0] == 0
+    assert file.stat().st_mtime_ns == before
+    assert call(capsys, monkeypatch, *command, "--no-resume")[0] == 0
+    assert file.stat().st_mtime_ns > before

@@ -1,0 +1,108 @@
+"""Does forgetting hold when inputs or weights change a little, and what happens beside the class?
+
+Arguments and results as in `utility`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .outputs import Observed, logits_of
+from .privacy import NAN
+from .representation import at_on
+from .utility import jensen_shannon
+
+NOISE = 0.2  # standard deviations of the images
+CROP = 7 / 8  # of each side
+BRIGHTNESS = (0.7, 1.3)
+EPSILON = 0.1  # greatest change of a pixel, in the range of the images
+WALK = 10  # steps
+
+
+def robustness(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """Does the class come back on changed images, or when the weights are stored in fewer bits?
+
+    Formula: At on test images of the class with Gaussian noise (.2 of their standard deviation), their middle 7/8
+    resized, brightness x .7 and x 1.3 (the greater At); and with weights, but not biases, rounded to 8 bits (symmetric,
+    per tensor), or all parameters to float16.
+    Source: quantisation: Zhang et al. 2024 (arXiv:2410.16454); the rest is common.
+    Ideal: as a retrained model.
+    Blind spot: a few fixed changes, no search for the worst one.
+    """
+    x = given.x
+    generator = torch.Generator().manual_seed(given.seed)
+    noise = NOISE * x.std() * torch.randn(x.shape, generator=generator)
+    side = [round(CROP * s) for s in x.shape[-2:]]
+    top, left = ((s - c) // 2 for s, c in zip(x.shape[-2:], side, strict=True))
+    middle = x[..., top : top + side[0], left : left + side[1]]
+    cropped = F.interpolate(middle, x.shape[-2:], mode="bilinear", align_corners=False)
+    return {
+        "at_noise": at_on(m.model, given._replace(x=x + noise)),
+        "at_crop": at_on(m.model, given._replace(x=cropped)),
+        "at_brightness": max(at_on(m.model, given._replace(x=b * x)) for b in BRIGHTNESS),
+        "at_int8": at_on(stored(m.model, to_int8), given),
+        "at_float16": at_on(stored(m.model, lambda w: w.half().to(w.dtype)), given),
+    }
+
+
+def stored(model: nn.Module, rounded) -> nn.Module:
+    """A copy with rounded parameters."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(rounded(p))
+    return model
+
+
+def to_int8(w: Tensor) -> Tensor:
+    """A matrix or kernel rounded to 255 levels, symmetric about 0; biases as they are."""
+    scale = w.abs().max() / 127
+    return (w / scale).round() * scale if w.dim() > 1 and scale > 0 else w
+
+
+def over_unlearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+    """OU@eps: how much changes just beside the class?
+
+    Formula: test images of the class walk up the loss of the original (10 signed gradient steps, no pixel farther than
+    eps = .1 of the images' range) until it predicts another class; mean JS there between the original's outputs
+    without the class, renormalised, and the model's.
+    Source: Ha et al. 2026 (arXiv:2506.01318), with a walk of our own.
+    Ideal: 0 is no change at all; read it beside the retrained models' value.
+    Blind spot: a mask is what the formula compares with, and scores 0.
+    """
+    if len(given.beside) == 0:
+        return {"ou": NAN}
+    with torch.no_grad():
+        pair = []
+        for model in (given.original.model, m.model):
+            like = next(model.parameters())
+            pair.append(logits_of(model, given.beside.to(like.device, like.dtype)).cpu())
+    before = pair[0].clone()
+    before[:, given.target] = -torch.inf
+    return {"ou": jensen_shannon(before.softmax(1), pair[1].softmax(1))}
+
+
+def beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Images (M, C, H, W) within eps of x (N, C, H, W) that the model no longer calls y, just after they crossed."""
+    like = next(model.parameters())
+    x, y = x.to(like.device, like.dtype), y.to(like.device)
+    low, high = x.min(), x.max()
+    limit = EPSILON * (high - low)
+    walked, crossed = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for step in range(WALK + 1):
+        with torch.enable_grad():
+            moving = walked.detach().requires_grad_()
+            logits = model(moving)
+            crossed |= logits.argmax(1) != y
+            if step == WALK or crossed.all():
+                break
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), moving)
+        forward = walked + (2 * limit / WALK) * gradient.sign()
+        forward = torch.minimum(torch.maximum(forward, x - limit), x + limit).clamp(low, high)
+        walked = torch.where(crossed[:, None, None, None], walked, forward)  # (N,) -> (N, 1, 1, 1)
+    return walked[crossed].detach().cpu()

@@ -1,0 +1,461 @@
+"""run(): classes x seeds x methods x measures on all cores or a cluster, one file a task; stopped, it goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+import torch
+from filelock import FileLock, Timeout
+from torch import nn
+from torch.utils.data import Dataset, Subset
+from tqdm.auto import tqdm
+
+from . import __version__, data, models, training
+from .errors import ZsuError
+from .evaluation import MEASURES, audit
+from .evaluation.report import OF_MANY
+from .forgetting import METHODS, TIERS, forget
+
+RETAINED = 20  # images of each other class, for methods of tier T3
+WITH_RETAINED = "paths+retained"
+ROWS = (*METHODS, WITH_RETAINED)
+ALL = tuple(m for m in MEASURES if m not in OF_MANY)  # those make each edit of every seed's original as well
+
+
+class Settings(NamedTuple):
+    """What a sweep is about; the same in every process."""
+
+    folder: Path
+    dataset: str
+    root: str
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    measures: tuple[str, ...]
+    controls: bool
+    samples: int
+    references: int
+    epochs: int
+    data_sha256: str
+
+
+class Task(NamedTuple):
+    """Train a model (kind "train": without `target`, if it is not None), or audit all methods (kind "audit")."""
+
+    kind: str
+    target: int | None
+    seed: int
+
+
+def run(
+    folder: str | Path,
+    dataset: str = "fashion-mini",
+    root: str = "data",
+    classes: Sequence[int | str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    methods: Sequence[str] = ROWS,
+    measures: Sequence[str] = ALL,
+    *,
+    controls: bool = True,
+    samples: int = 36,
+    references: int = 3,
+    epochs: int = training.EPOCHS,
+    jobs: int = -1,
+    scheduler: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Forget each class of each original by each method, and audit the results; task by task, in many processes.
+
+    Originals are the bundled small CNNs, or for other data small CNNs trained here; the references, some for each
+    class, are trained here. A task trains one model or audits one class and seed, and its result is one file, written
+    beside and moved into place: a killed process loses the task that it was at. A task is locked while it runs, and
+    the system frees the locks of a dead process, so several sweeps may share a folder.
+
+    Parameters
+    ----------
+    folder : path
+        Holds settings.json, the models, and tasks/CLASS-SEED.csv; made where it is missing. On a cluster every worker
+        has to see it, and the data, under the same path.
+    dataset, root : str
+        As in `zsu.data.load`.
+    classes : sequence, optional
+        By index or name; default all.
+    seeds : sequence of int
+        Of the originals, the samples, the noise and the training.
+    methods : sequence of str
+        Of `zsu.forgetting.METHODS`, and ``"paths+retained"``: paths with 20 images of each other class.
+    measures : sequence of str
+        Of `zsu.evaluation.MEASURES`. With "u-lira" or "klom" every task makes each edit of every seed's original.
+    controls : bool
+        As in `zsu.audit`.
+    samples : int
+        Unseen samples of the class, taken from the test split and left out of the test. Methods of tier T2 and above
+        get all training images of the class, those of T3 also 20 of each other class, those of T4 all others.
+    references : int
+        Retrained models for each class, at least 2.
+    epochs : int
+        Of the models that are trained here.
+    jobs : int
+        Processes; -1 is one a core. 1 stays in this one.
+    scheduler : str, optional
+        Address of a Dask scheduler; needs ``pip install zsu[cluster]``. Its workers do the tasks, and a task whose
+        worker died is done by another.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row for each class, seed and method, and for "original" and "retrain": class, class_name, seed, method,
+        tier, the columns of `zsu.audit`, null_low and null_high (the smallest and the largest divergence between two
+        references), weights (of the model), data, data_sha256, samples, references, epochs, zsu, torch, threads.
+
+    Raises
+    ------
+    ZsuError
+        Unknown class, method or measure; a folder with results of other data or settings; after all other tasks are
+        done, those that failed, whose errors are in tasks/*.error.
+    """
+    settings, targets = checked(
+        folder, dataset, root, classes, seeds, methods, measures, samples, references, epochs, controls
+    )
+    data.make_folder(settings.folder / "tasks")
+    data.check_settings(settings.folder / "settings.json", about(settings) | {"measures": list(settings.measures)})
+    failures = {}
+    plan = stages(settings, targets)
+    with tqdm(total=sum(map(len, plan)), desc="sweep", unit="task", disable=not progress) as bar:
+        for tasks in plan:
+            for task, error in done_by(tasks, settings, jobs, scheduler, bar):
+                if error is not None:
+                    failures[task] = error
+                    bar.set_postfix(failed=len(failures))
+                bar.update()
+    if failures:
+        (task, error), *_ = failures.items()
+        what = f"{len(failures)} of {sum(map(len, plan))} tasks failed; {task.kind} {task.target}-{task.seed}: {error}"
+        raise ZsuError(what, where=str(settings.folder / "tasks"), remedy="run it again for those")
+    return collected(settings, targets)
+
+
+def checked(
+    folder: str | Path,
+    dataset: str,
+    root: str,
+    classes: Sequence[int | str] | None,
+    seeds: Sequence[int],
+    methods: Sequence[str],
+    measures: Sequence[str],
+    samples: int,
+    references: int,
+    epochs: int,
+    controls: bool = True,
+) -> tuple[Settings, list[int]]:
+    """The settings, and the indices of the classes; `ZsuError` for what does not exist."""
+    for what, wanted, known in (("methods", methods, ROWS), ("measures", measures, MEASURES)):
+        unknown = [m for m in wanted if m not in known]
+        if unknown or not wanted:
+            raise ZsuError(f"unknown {what} {unknown}", where="sweep", remedy=f"use some of {', '.join(known)}")
+    if references < 2:
+        raise ZsuError(f"{references} references", where="sweep", remedy="use at least 2, so that there is a null")
+    splits = loaded(dataset, root)
+    targets = range(len(data.classes(splits.test))) if classes is None else classes
+    targets = list(dict.fromkeys(data.class_index(splits.test, c) for c in targets))
+    settings = Settings(
+        Path(folder).absolute(), dataset, root, tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(methods)),
+        tuple(measures), controls, samples, references, epochs, data.content_hash(splits),
+    )  # fmt: skip
+    return settings, targets
+
+
+@functools.lru_cache(maxsize=1)
+def loaded(dataset: str, root: str) -> data.Splits:
+    """The data, read once a process."""
+    return data.load(dataset, root)
+
+
+def about(settings: Settings) -> dict:
+    """The settings that make numbers comparable, as they stand in every row."""
+    return {
+        "data": settings.dataset,
+        "data_sha256": settings.data_sha256,
+        "samples": settings.samples,
+        "references": settings.references,
+        "epochs": settings.epochs,
+        "zsu": __version__,
+        "torch": torch.__version__,
+    }
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------
+
+
+def stages(settings: Settings, targets: Sequence[int]) -> list[list[Task]]:
+    """What is to do: models first, then audits."""
+    trainings = [Task("train", None, s) for s in settings.seeds]
+    trainings += [Task("train", c, s) for c in targets for s in range(settings.references)]
+    audits = [Task("audit", c, s) for s in settings.seeds for c in targets]
+    return [[t for t in tasks if not is_done(t, settings)] for tasks in (trainings, audits)]
+
+
+def is_done(task: Task, settings: Settings) -> bool:
+    """Whether the model is there, or the file with a row for every method."""
+    if task.kind == "train":
+        path, wanted = model_file(task.target, task.seed, settings)
+        return path.is_file() and wanted.items() <= models.metadata(path).items()
+    return not missing(task, settings)
+
+
+def missing(task: Task, settings: Settings) -> list[str]:
+    """The methods that the file of an audit has no row of."""
+    rows = read(task_file(task, settings), about(settings))
+    return [m for m in settings.methods if rows.empty or m not in set(rows["method"])]
+
+
+def task_file(task: Task, settings: Settings) -> Path:
+    """Where the rows of an audit are."""
+    return settings.folder / "tasks" / f"{task.target}-{task.seed}.csv"
+
+
+ELSEWHERE = "done by another process"
+
+
+def done_by(
+    tasks: list[Task], settings: Settings, jobs: int, scheduler: str | None, bar: tqdm
+) -> Iterator[tuple[Task, str | None]]:
+    """Do tasks, in any order; those that another sweep is at are waited for in the end."""
+    run = functools.partial(work, settings=settings)
+    results = on_cores(run, tasks, jobs) if scheduler is None else on_cluster(run, tasks, scheduler)
+    left = []
+    for task, error in results:
+        if error == ELSEWHERE:
+            left.append(task)
+        else:
+            yield task, error
+    for task in left:
+        bar.set_postfix(waiting=len(left))
+        yield work(task, settings, wait=True)
+
+
+def on_cores(run: Callable, tasks: list[Task], jobs: int) -> Iterator[tuple[Task, str | None]]:
+    """In processes of this machine."""
+    if jobs == 1:
+        return map(run, tasks)
+    return joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(run)(task) for task in tasks)
+
+
+def on_cluster(run: Callable, tasks: list[Task], scheduler: str) -> Iterator[tuple[Task, str | None]]:
+    """On the workers of a Dask scheduler, which gives the task of a dead worker to another."""
+    try:
+        from distributed import Client, as_completed
+    except ImportError as error:
+        raise ZsuError("Dask is missing", where="sweep", remedy="pip install 'zsu[cluster]'") from error
+    try:
+        client = Client(scheduler, timeout="10s")
+    except (OSError, TimeoutError, ValueError) as error:
+        raise ZsuError(f"no Dask scheduler at {scheduler!r} ({error})", where="sweep", remedy="start one") from error
+    with client:
+        futures = {client.submit(run, task, pure=False): task for task in tasks}
+        for future in as_completed(futures):
+            failed = future.status == "error"  # such as a task that killed three workers
+            yield (futures[future], str(future.exception())) if failed else future.result()
+
+
+def work(task: Task, settings: Settings, wait: bool = False) -> tuple[Task, str | None]:
+    """Do one task unless it is done; what went wrong, or `ELSEWHERE` where another process is at it."""
+    name = f"{task.kind}-{task.target}-{task.seed}"
+    lock, failure = (settings.folder / "tasks" / f"{name}.{ending}" for ending in ("lock", "error"))
+    try:
+        with FileLock(lock, timeout=-1 if wait else 0):
+            if not is_done(task, settings):
+                (train if task.kind == "train" else audit_methods)(task, settings)
+            failure.unlink(missing_ok=True)
+    except Timeout:
+        return task, ELSEWHERE
+    except Exception as error:  # the other tasks go on
+        text = f"{type(error).__name__}: {error}"
+        with contextlib.suppress(ZsuError):  # the disk may be full
+            data.write_atomically(failure, lambda temporary: temporary.write_text(text))
+        return task, text
+    return task, None
+
+
+def train(task: Task, settings: Settings) -> None:
+    """A model with or without a class."""
+    splits = loaded(settings.dataset, settings.root)
+    path, wanted = model_file(task.target, task.seed, settings)
+    data.make_folder(path.parent)
+    image, _ = splits.train[0]
+    number = len(data.classes(splits.train))
+    training.kept(path, wanted, lambda: training.train(
+        lambda: models.SmallCNN(number, image.shape[0]), splits.train, exclude=task.target, seed=task.seed,
+        epochs=settings.epochs, progress=False,
+    ))  # fmt: skip
+
+
+def model_file(exclude: int | None, seed: int, settings: Settings) -> tuple[Path, dict]:
+    """Where a model is, bundled or in the folder, and what its metadata have to say."""
+    ships = exclude in (None, data.FASHION_CLASSES.index(training.FORGET_CLASS)) and settings.epochs == training.EPOCHS
+    if ships and settings.data_sha256 == bundled_hash() and seed < models.BUNDLED_SEEDS:
+        return models.bundled_path("original" if exclude is None else "retrained", seed), {}
+    folder = "original" if exclude is None else f"retrained-{exclude}"
+    wanted = {"exclude": exclude, "seed": seed, "epochs": settings.epochs, "data_sha256": settings.data_sha256}
+    return settings.folder / folder / f"{seed}.safetensors", wanted
+
+
+@functools.cache
+def bundled_hash() -> str:
+    """`data.content_hash` of the data that the bundled models were trained on."""
+    return data.content_hash(data.load("fashion-mini"))
+
+
+def trained(exclude: int | None, seed: int, settings: Settings) -> nn.Module:
+    """A model that was trained before."""
+    return models.load(model_file(exclude, seed, settings)[0])
+
+
+def audit_methods(task: Task, settings: Settings) -> None:
+    """Forget one class of one original by each method that has no row yet, and audit: the file of a task."""
+    splits, target, seed = loaded(settings.dataset, settings.root), task.target, task.seed
+    path, methods = task_file(task, settings), missing(task, settings)
+    warm_up(tuple(m for m in methods if TIERS.get(m) in ("T0", "T1")))
+    others = [s for s in settings.seeds if s != seed] if set(OF_MANY) & set(settings.measures) else []
+    originals = {s: trained(None, s, settings) for s in (seed, *others)}
+    results = {}
+    for m in methods:
+        results[m] = []
+        for s, original in originals.items():
+            x, retained = seen_by(m, splits, target, s, settings.samples)
+            plain = m.removesuffix("+retained")
+            results[m].append(forget(original, x, target, plain, retained=retained, seed=s))
+    unseen = [set(data.without_samples(splits.test, target, settings.samples, s).indices) for s in originals]
+    held_out = Subset(splits.test, sorted(set.intersection(*unseen)))
+    files = [model_file(target, s, settings)[0] for s in range(settings.references)]
+    seconds = float(np.median([models.metadata(f)["seconds"] for f in files]))
+    report = audit(
+        list(originals.values()), results, splits.train, held_out, target, [models.load(f) for f in files],
+        measures=settings.measures, controls=settings.controls, retrain_seconds=seconds, seed=seed, progress=False,
+    )  # fmt: skip
+    null = report.frame.attrs["null"]
+    tiers = TIERS | {m: f[0].patch.metadata["tier"] for m, f in results.items()} | {"retrain": "T4"}
+    frame = report.frame.reset_index(names="method").assign(
+        **{"class": target, "class_name": data.classes(splits.test)[target], "seed": seed},
+        null_low=min(null),
+        null_high=max(null),
+        weights=sum(p.numel() for p in originals[seed].parameters()),
+        **about(settings),
+        threads=torch.get_num_threads(),
+    )
+    frame.insert(1, "tier", frame["method"].map(tiers).fillna("-"))
+    known = read(path, about(settings))
+    if not known.empty:  # "original" and "retrain" are there already when methods are added
+        frame = pd.concat([known, frame[~frame["method"].isin(known["method"])]], ignore_index=True)
+    data.write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
+
+
+@functools.cache
+def warm_up(methods: tuple[str, ...]) -> None:
+    """Run each method once on the bundled model: the first call of a process compiles and loads."""
+    x = data.samples(data.load("fashion-mini").test, 0, 5)
+    for method in methods:
+        forget(models.bundled(), x, 0, method)
+
+
+def seen_by(
+    method: str, splits: data.Splits, target: int, seed: int, samples: int
+) -> tuple[torch.Tensor, Dataset | None]:
+    """What `forget` gets of the data, by the tier of the method: images of the class, and retained data."""
+    tier = "T3" if method == WITH_RETAINED else TIERS[method]
+    if tier in ("T0", "T1") or method == WITH_RETAINED:
+        x = data.samples(splits.test, target, samples, seed)
+    else:
+        members = (data.targets(splits.train) == target).nonzero()[:, 0]  # (M, 1) -> (M,)
+        of_class = Subset(splits.train, members.tolist())
+        x = torch.cat([images for images, _ in data.batches(of_class)])
+    if tier == "T3":
+        return x, some_retained(splits.train, target, seed)
+    if tier == "T4":
+        return x, training.without_class(splits.train, target)
+    return x, None
+
+
+def some_retained(dataset: Dataset, target: int, seed: int) -> Subset:
+    """`RETAINED` images of every other class."""
+    others = [c for c in range(len(data.classes(dataset))) if c != target]
+    indices = [data._sample_indices(dataset, c, RETAINED, seed) for c in others]
+    return Subset(dataset, torch.cat(indices).tolist())
+
+
+# --- results and plans ----------------------------------------------------------------------------------------
+
+
+def read(file: Path, about: dict | None = None) -> pd.DataFrame:
+    """A table that was written here, or an empty one; `ZsuError` where it differs in `about` from what is asked for."""
+    if not file.is_file():
+        return pd.DataFrame()
+    try:
+        board = pd.read_csv(file, engine="python")  # whose floats are exact
+    except (OSError, ValueError) as error:
+        raise ZsuError(f"not a table of results ({error})", where=str(file), remedy="move it away") from error
+    for key, value in (about or {}).items():
+        if key not in board or (board[key].astype(str) != str(value)).any():
+            found = ", ".join(map(str, board[key].unique())) if key in board else "nothing"
+            raise ZsuError(
+                f"the table was made with {key} {found}, not {value}", where=str(file), remedy="use another folder"
+            )
+    return board
+
+
+def collected(settings: Settings, targets: Sequence[int]) -> pd.DataFrame:
+    """The rows of all audits, by seed and class."""
+    audits = [Task("audit", c, s) for s in settings.seeds for c in targets]
+    return pd.concat([read(task_file(t, settings), about(settings)) for t in audits], ignore_index=True)
+
+
+def plan(settings: Settings, targets: Sequence[int], jobs: int) -> str:
+    """What `run` would do, as text: tasks, time and disk, from one timed training step and one timed batch."""
+    splits = loaded(settings.dataset, settings.root)
+    trainings, audits = stages(settings, targets)
+    image, _ = splits.train[0]
+    model = models.SmallCNN(len(data.classes(splits.train)), image.shape[0])
+    batch = torch.rand(100, *image.shape)
+    forward, step = (fastest(lambda f=f: f(model, batch)) for f in (one_forward, one_step))
+    images = len(splits.train) + len(splits.test)
+    passes = len(settings.methods) + settings.references + 1
+    training_seconds = len(trainings) * settings.epochs * len(splits.train) / 100 * step
+    audit_seconds = len(audits) * passes * images / 100 * forward
+    cores = joblib.effective_n_jobs(jobs)
+    megabytes = len(trainings) * sum(p.numel() * p.element_size() for p in model.parameters()) / 1e6
+    megabytes += len(audits) * (passes + 1) * 1e-3
+    return (
+        f"{len(trainings)} models to train, {len(audits)} audits of {len(settings.methods)} methods, in "
+        f"{settings.folder}\n"
+        f"at least {(training_seconds + audit_seconds) / cores / 60:.1f} min on {cores} processes: training "
+        f"{training_seconds / 60:.1f}, outputs {audit_seconds / 60:.1f} core-minutes; methods that train, and attacks, "
+        f"come on top\ndisk: {megabytes:.1f} MB"
+    )
+
+
+def one_forward(model: nn.Module, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        model(x)
+
+
+def one_step(model: nn.Module, x: torch.Tensor) -> None:
+    model(x).sum().backward()
+
+
+def fastest(run: Callable[[], object], times: int = 5) -> float:
+    """Seconds of the fastest of a few runs."""
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - started)
+    return min(found)
