@@ -321,10 +321,17 @@ def test_labels_out_of_range(labels):
         data.Images(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.tensor(labels), ["a", "b"])
 
 
-@pytest.mark.parametrize("labels", [[0.0, 1.0], [[0], [1]], ["a", "b"], None])
+@pytest.mark.parametrize("labels", [[0.0, 1.0], [[0], [1]], None])
 def test_labels_that_are_no_integers(labels):
     with pytest.raises(ZsuError, match="one integer for each image"):
         data.Images(torch.zeros(2, 1, 4, 4, dtype=torch.uint8), labels, ["a", "b"])
+
+
+def test_labels_that_are_names_become_indices():
+    images = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    assert data.Images(images, ["b", "a", "b"], ["a", "b"]).targets.tolist() == [1, 0, 1]
+    with pytest.raises(ZsuError, match="label 'c' is no class"):
+        data.Images(images, ["b", "a", "c"], ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -436,3 +436,24 @@ def test_several_classes(small, splits):
     frame = audit(zsu.models.bundled(), {"paths": edit}, *small, ["Trouser", "Bag"], progress=False).frame
     assert frame.loc["paths", "at_test"] < 0.1 < 0.9 < frame.loc["original", "at_test"]
     assert frame.loc["paths", ["pra_at_50", "relearn", "at_noise", "probe_head", "fs"]].notna().all()
+
+
+def test_references_of_another_architecture(small):
+    """Depths that they do not share have no band; outputs do."""
+    torch.manual_seed(0)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    frame = audit(zsu.models.bundled("retrained"), {}, *small, 1, [other] * 2, measures=["probes", "divergence"],
+                  controls=False, progress=False)  # fmt: skip
+    assert math.isnan(frame.null.loc["probe_head", "mean"])
+    assert frame.null.loc["js_forget", "mean"] == 0
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_whatever_mode_the_caller_is_in(small, mode):
+    measures = ["over-unlearning", "relearning", "robustness"]
+    options = {"measures": measures, "controls": False, "progress": False}
+    model = zsu.models.bundled()
+    plain = audit(model, {}, *small, 1, **options).frame
+    with mode():
+        within = audit(model, {}, *small, 1, **options).frame
+    np.testing.assert_array_equal(plain[["ou", "relearn"]].astype(float), within[["ou", "relearn"]].astype(float))

@@ -293,7 +293,7 @@ def classes(dataset: Dataset) -> list[str]:
 
 def _labels(labels, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
-    if not isinstance(labels, torch.Tensor) and len(labels) and isinstance(labels[0], str):
+    if isinstance(labels, (list, tuple, np.ndarray)) and len(labels) and isinstance(labels[0], str):
         labels = [_known(label, names) for label in labels]
     try:
         labels = torch.as_tensor(labels)

@@ -187,6 +187,8 @@ class Report:
         return cells
 
 
+@torch.inference_mode(False)  # a caller's inference mode would forbid the gradients that attacks need
+@torch.enable_grad()
 def audit(
     original: nn.Module | Sequence[nn.Module],
     forgotten: Mapping[str, Forgotten | nn.Module | Sequence[Forgotten | nn.Module]],
@@ -410,7 +412,7 @@ def assembled(
     retrain_seconds: float | None, notes: list[str], target: list[int], test: Dataset, many: bool, hashes: dict,
 ) -> Report:  # fmt: skip
     """The numbers as a `Report`."""
-    bands = pd.DataFrame([interval([n[c] for n in null]) for c in measure_of], index=list(measure_of))
+    bands = pd.DataFrame([interval([n.get(c, np.nan) for n in null]) for c in measure_of], index=list(measure_of))
     rows = {"original": rows.pop("original"), "retrain": bands["mean"].to_dict(), **rows}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "model"

@@ -135,19 +135,18 @@ def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     drawn = [[part[i] for i in torch.randint(len(part), (MOST_STEPS * RELEARN_BATCH,), generator=generator)]
              for part in parts]  # fmt: skip
     wanted = REGAINED * given.original_at
-    with torch.inference_mode(False):
-        model = copy.deepcopy(m.model)
-        trained = [p.requires_grad_() for p in model.parameters() if p.is_floating_point()]
-        like = trained[0]
-        optimizer = torch.optim.Adam(trained, lr=RELEARN_RATE)
-        streams = [batches(Subset(given.train, d), RELEARN_BATCH) for d in drawn]
-        for step, pairs in enumerate(zip(*streams, strict=True)):
-            if at_on(model, given) >= wanted:
-                return {"relearn": step}
-            x, y = (torch.cat(both).to(like.device) for both in zip(*pairs, strict=True))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x.to(like.dtype)).float(), y).backward()
-            optimizer.step()
+    model = copy.deepcopy(m.model)
+    trained = [p.requires_grad_() for p in model.parameters() if p.is_floating_point()]
+    like = trained[0]
+    optimizer = torch.optim.Adam(trained, lr=RELEARN_RATE)
+    streams = [batches(Subset(given.train, d), RELEARN_BATCH) for d in drawn]
+    for step, pairs in enumerate(zip(*streams, strict=True)):
+        if at_on(model, given) >= wanted:
+            return {"relearn": step}
+        x, y = (torch.cat(both).to(like.device) for both in zip(*pairs, strict=True))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x.to(like.dtype)).float(), y).backward()
+        optimizer.step()
     return {"relearn": MOST_STEPS}
 
 

@@ -95,13 +95,12 @@ def beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     limit = EPSILON * (high - low)
     walked, crossed = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for step in range(WALK + 1):
-        with torch.enable_grad():
-            moving = walked.detach().requires_grad_()
-            logits = model(moving)
-            crossed |= logits.argmax(1) != y
-            if step == WALK or crossed.all():
-                break
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), moving)
+        moving = walked.detach().requires_grad_()
+        logits = model(moving)
+        crossed |= logits.argmax(1) != y
+        if step == WALK or crossed.all():
+            break
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), moving)
         forward = walked + (2 * limit / WALK) * gradient.sign()
         forward = torch.minimum(torch.maximum(forward, x - limit), x + limit).clamp(low, high)
         walked = torch.where(crossed[:, None, None, None], walked, forward)  # (N,) -> (N, 1, 1, 1)
