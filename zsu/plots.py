@@ -207,10 +207,12 @@ def audit(frame: pd.DataFrame) -> Figure:
     }
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         scale = 1 if column == "js_forget" else 100
+        values = frame[column].mask(frame["broken"] & (column == "js_forget"))  # which says nothing
         colours = [GREY if name in ("original", "retrain") else BLUE for name in frame.index]
-        axis.barh(frame.index, scale * frame[column].fillna(0), color=colours)
-        for row, value in enumerate(frame[column]):
-            text = "n/a" if np.isnan(value) else f"{scale * value:.3f}" if scale == 1 else f"{scale * value:.1f}"
+        axis.barh(frame.index, scale * values.fillna(0), color=colours)
+        for row, value in enumerate(values):
+            missing = "broken" if frame["broken"].iloc[row] else "n/a"
+            text = missing if np.isnan(value) else f"{scale * value:.3f}" if scale == 1 else f"{scale * value:.1f}"
             axis.annotate(
                 text, (0 if np.isnan(value) else scale * value, row), (3, 0), textcoords="offset points", va="center"
             )
