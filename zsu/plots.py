@@ -207,7 +207,7 @@ def audit(frame: pd.DataFrame) -> Figure:
     }
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         scale = 1 if column == "js_forget" else 100
-        values = frame[column].mask(frame["broken"] & (column == "js_forget"))  # which says nothing
+        values = frame[column].mask(frame["broken"]) if scale == 1 else frame[column]  # of these it says nothing
         colours = [GREY if name in ("original", "retrain") else BLUE for name in frame.index]
         axis.barh(frame.index, scale * values.fillna(0), color=colours)
         for row, value in enumerate(values):

@@ -89,7 +89,9 @@ def table(report: Report) -> str:
             if name != "retrain" and text != "broken" and not np.isnan([low, value]).any():
                 inside = within(value, low, high)
                 where = "in" if inside else "out"
-                gap = f'<small class="{where}">{"+" * (value > centre)}{number(c, value - centre)} {where}</small>'
+                gap = (
+                    f'<small class="{where}">{"+" if value > centre else ""}{number(c, value - centre)} {where}</small>'
+                )
             cells.append(f"<td>{text.rstrip('*')}{gap}</td>")
         tricked = escape(", ".join(report.fooled.get(c, [])) or "-")
         spent = report.seconds.get(report.measure_of[c], np.nan)
