@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 import zsu.models
 from zsu import Forgotten, ZsuError, audit, forget
 from zsu.data import Images, load, samples, without_samples
-from zsu.evaluation import BASIC, MEASURES, accuracy, jensen_shannon, predict
+from zsu.evaluation import BASIC, CONTROLS, MEASURES, accuracy, jensen_shannon, predict
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 ACCURACIES = ["at_test", "ag_test", "all_test", "at_train", "ag_train", "all_train"]
@@ -190,7 +190,7 @@ def test_with_one_reference_only_the_null_is_missing():
 
 
 def test_text_shows_every_number_and_marks_what_is_outside():
-    references = [Fixed([9.0, 0.0, 0.0]).eval(), Fixed([0.0, 0.0, 9.0]).eval()]
+    references = [Fixed(logits).eval() for logits in ([9.0, 0.0, 0.0], [0.0, 0.0, 9.0], [1.0, 0.0, 9.0])]
     found = report({"blind": Reads(blind=[1]).eval()}, references, retrain_seconds=12.5)
     lines = {line.split()[0]: line.split() for line in str(found).splitlines() if line}
     assert lines["at_test"] == ["at_test", "1.000*", "0.000", "0.000..0.000", "0.000", "-"]
@@ -348,6 +348,33 @@ def test_few_samples_of_the_class_are_said_and_nothing_is_fitted_to_them():
     assert frame.loc["blind", "at_test"] == 0
 
 
+def test_two_references_are_one_pair_and_have_no_band_of_it():
+    references = [Fixed([9.0, 0.0, 0.0]).eval(), Fixed([0.0, 0.0, 9.0]).eval()]
+    found = report({}, references)
+    assert found.null.loc["js_forget", ["low", "high"]].isna().all()
+    assert found.null.loc["at_test", ["low", "high"]].notna().all()
+    assert any("one pair" in note for note in found.notes)
+
+
+def test_results_in_another_order_than_the_originals_are_refused(splits):
+    originals = [zsu.models.bundled("original", s) for s in range(2)]
+    edits = [forget(m, samples(splits.test, 1), 1, "mask") for m in originals]
+    options = {"test": splits.test, "train": splits.test, "original": originals}
+    assert report({"m": edits}, **options).frame.loc["m", "at_test"] == 0
+    with pytest.raises(ZsuError, match="result 0 of 'm' was made of another model than original 0"):
+        report({"m": edits[::-1]}, **options)
+    with pytest.raises(ZsuError, match="'m' is a Patch. pass what zsu.forget returns"):
+        report({"m": edits[0].patch}, **options)
+    with pytest.raises(ZsuError, match="the edits are a list. pass a mapping"):
+        report(edits, **options)
+
+
+def test_references_that_are_much_worse_are_noted():
+    found = report({}, [Fixed([0.0, 0.0, 9.0]).eval()] * 3)
+    assert any("train more" in note for note in found.notes)
+    assert list(report({}, measures="accuracy").measure_of.values())[0] == "accuracy"
+
+
 def test_unknown_measures_and_uneven_numbers_of_results_are_refused():
     with pytest.raises(ZsuError, match=r"no measures \['charm'\].*use some of accuracy, divergence"):
         run({}, measures=["charm"])
@@ -359,8 +386,7 @@ def test_controls_that_a_model_does_not_allow_are_noted():
     blind = Reads(blind=[1]).eval()
     found = report({"blind": blind}, [blind, blind], controls=True)
     assert list(found.frame.index) == ["original", "retrain", "blind"]
-    assert len(found.notes) == 4
-    assert all(note.startswith("control '") for note in found.notes)
+    assert [note.split("'")[1] for note in found.notes if note.startswith("control '")] == list(CONTROLS)
 
 
 # --- the page -------------------------------------------------------------------------------------------------

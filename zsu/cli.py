@@ -142,7 +142,7 @@ def audit(
     """
     import copy
 
-    from .evaluation import MEASURES
+    from .evaluation import CONTROLS, MEASURES
     from .evaluation import audit as run_audit
     from .forgetting import Forgotten
     from .perturb import Patch
@@ -160,7 +160,8 @@ def audit(
     if about.get("target", asked) != asked:
         raise ZsuError(f"the patch forgets class {about['target']}", where=str(patch), remedy="name that class")
     edited = loaded.apply(copy.deepcopy(network))
-    row = {about.get("method", patch.stem): Forgotten(edited, loaded, None)}
+    method = about.get("method", patch.stem)
+    row = {f"patch-{method}" if method in CONTROLS else method: Forgotten(edited, loaded, None)}
     held_out = without(splits, targets, unseen_samples(network, splits, targets, about), int(about.get("seed", 0)))
     retrained = retrained_models(references, model, data, names, arch, trusted)
     report = run_audit(network, row, splits.train, held_out, targets, retrained, measures=measure or tuple(MEASURES))
@@ -306,7 +307,9 @@ def train(
 @app.command(epilog="Example: zsu references --class Bag --number 8")
 def references(
     cls: Classes,
-    number: Annotated[int, typer.Option(min=1, help="How many; 2 are the least for a null band.")] = 8,
+    number: Annotated[
+        int, typer.Option(min=1, help="How many; 3 are the least for all null bands, 8 make them narrow.")
+    ] = 8,
     model: Model = None,
     arch: Arch = None,
     data: Data = "fashion-mini",

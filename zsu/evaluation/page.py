@@ -93,7 +93,7 @@ def table(report: Report) -> str:
                     f'<small class="{where}">{"+" if value > centre else ""}{number(c, value - centre)} {where}</small>'
                 )
             cells.append(f"<td>{text.rstrip('*')}{gap}</td>")
-        tricked = escape(", ".join(report.fooled.get(c, [])) or "-")
+        tricked = escape(report.tricked(c))
         spent = report.seconds.get(report.measure_of[c], np.nan)
         rows.append(
             f'<tr><th scope="row">{escape(c)}</th>{"".join(cells)}<td>{band(low, high)}</td>'
@@ -124,7 +124,7 @@ def figures(report: Report) -> str:
             plots.gaps(report),
             f"Dots by number and model, in half-widths of the band. Numbers outside the band: {seen}.",
             "Gap to the mean of retrained models, in half-widths of the band; within -1 and 1 is inside. Dots at the "
-            "edge are farther out. Numbers whose band has no width are left out.",
+            "edge are farther out. Numbers whose band has no width, and broken models, are left out.",
         ))  # fmt: skip
     seen = "; ".join(f"{m} mostly {p.idxmax()} ({p.max():.0%})" for m, p in routing.iterrows())
     drawn.append((plots.routing(routing), f"Table of shades. {seen}.", "Where test images of the class go."))

@@ -51,6 +51,7 @@ MEASURES: dict[str, Callable] = {
 }
 BASIC = ("accuracy", "divergence")
 OF_MANY = ("u-lira", "klom")  # compare many models of a kind
+OF_PAIRS = ("divergence", "agreement", "routing")  # two references are one pair, which has no spread
 CONTROLS = ("mask", "bias-shift", "random", "zeroed")
 UTILITY = {"ag_test", "all_test", "ag_train", "all_train", "ag_drop", "js_retained", "agree_retained", "ece_retained"}
 UTILITY |= {f"pra_ag_{round(100 * a)}" for a in representation.ALPHAS}
@@ -86,7 +87,9 @@ class Report:
         One row a model ("original", "retrain", controls and edits), one column a number. See `audit`.
     null : pandas.DataFrame
         One row a column of `frame`: mean, low, high, references. The 95 % interval for one more retrained model:
-        mean -+ t sd sqrt(1 + 1 / K), t of K - 1 degrees of freedom; NaN with fewer than two references.
+        mean -+ t sd sqrt(1 + 1 / K), t of K - 1 degrees of freedom; NaN with fewer than two references, for
+        divergence, agreement and routing, which compare pairs, with fewer than three. There the K values share pairs,
+        so with few references the band is too narrow.
     fooled : dict of str to list of str
         By column, the controls (and "original") that lie within the band although they did not forget.
     routing : pandas.DataFrame
@@ -159,7 +162,7 @@ class Report:
         """All numbers, one row each; * is outside the null band."""
         shown = pd.DataFrame({model: self.column(model) for model in self.frame.index})
         shown.insert(2, "band", [band(*self.null.loc[c, ["low", "high"]]) for c in self.measure_of])
-        shown["fooled by"] = [", ".join(self.fooled.get(c, [])) or "-" for c in self.measure_of]
+        shown["fooled by"] = [self.tricked(c) for c in self.measure_of]
         cost = pd.DataFrame({m: [number(c, self.frame.loc[m, c]) for c in COST] for m in self.frame.index})
         cost.insert(2, "band", "")
         shown = pd.concat([shown.set_axis(list(self.measure_of)), cost.set_axis(COST)]).fillna("")
@@ -167,12 +170,17 @@ class Report:
         notes = "".join(f"\nn/a: {note}" for note in self.notes)
         return (
             f"{shown.to_string()}\n\n*: outside the band, the 95 % interval for one more model retrained without the "
-            f"class. fooled by: controls inside the band,\nwhich forgot nothing: what such a number says of an edit is "
-            f"little. broken: Ag is less than half of the original's.\nJS in nats; seconds, weights_changed and memory "
-            f"(bytes): of the edit. Seconds of the audit: {spent}.{notes}"
+            "class. fooled by: controls inside the band,\nwhich forgot nothing, or, zeroed, everything; not asked of "
+            "numbers on the other classes. broken: Ag is less than half of the\noriginal's. JS in nats; seconds, "
+            "weights_changed and memory (bytes): of the edit.\n"
+            f"Seconds of the audit: {spent}.{notes}"
         )
 
     __repr__ = __str__
+
+    def tricked(self, column: str) -> str:
+        """The controls that a number is fooled by as text; nothing for numbers that do not ask what was forgotten."""
+        return "" if column in UTILITY else ", ".join(self.fooled.get(column, [])) or "-"
 
     def column(self, model: str) -> list[str]:
         """The numbers of one model as text."""
@@ -224,8 +232,8 @@ def audit(
     measures : sequence of str
         Names in `MEASURES`. ``zsu.evaluation.BASIC``, accuracy and divergence, takes a tenth of the time of all.
     controls : bool
-        Also make and audit the trivial edits "mask", "bias-shift", "random" and "zeroed". They look at up to 36 test
-        images of the class.
+        Also make and audit the trivial edits "mask", "bias-shift", "random" and "zeroed", except where `forgotten` has
+        a row of that name. They look at up to 36 test images of the class.
     retrain_seconds : float, optional
         Time of one retraining, for the row "retrain".
     seed : int
@@ -265,9 +273,13 @@ def audit(
     target = [class_index(test, c) for c in named]
     for name, dataset in (("train", train), ("test", test)):
         check_split(name, dataset, target)
+    measures = [measures] if isinstance(measures, str) else list(measures)
     unknown = [m for m in measures if m not in MEASURES]
     if unknown:
         raise ZsuError(f"no measures {unknown}", where="audit", remedy=f"use some of {', '.join(MEASURES)}")
+    if not isinstance(forgotten, Mapping):
+        remedy = 'pass a mapping from names to results, such as {"paths": forgotten}'
+        raise ZsuError(f"the edits are a {type(forgotten).__name__}", where="audit", remedy=remedy)
     if {"original", "retrain"} & set(forgotten):
         raise ZsuError("'original' and 'retrain' are rows of the table already", where="audit", remedy="rename")
     results = {name: listed(f) for name, f in forgotten.items()}
@@ -276,6 +288,7 @@ def audit(
         if len(several) not in (1, len(originals)):
             what = f"{len(several)} results of {name!r} for {len(originals)} originals"
             raise ZsuError(what, where="audit", remedy="pass one, or one for each original")
+        check_edits(name, several, originals)
     x, y = at_hand(test, target)
     if controls:
         made = {name: control(name, originals, x, y, target, seed, notes) for name in CONTROLS if name not in results}
@@ -313,6 +326,18 @@ def audit(
             seconds[measure] = time.perf_counter() - started
     return assembled(rows, null, measure_of, seen, retrained, results, seconds, retrain_seconds, notes, target, test,
                      many, {"train and test": digest.hexdigest(), "original": model_hash(originals[0])})  # fmt: skip
+
+
+def check_edits(name: str, several: list, originals: list[nn.Module]) -> None:
+    """Each is a model or a `Forgotten`; of several each was made of the original at the same place."""
+    for i, edit in enumerate(several):
+        if not isinstance(edit, (Forgotten, nn.Module)):
+            remedy = "pass what zsu.forget returns, or a model"
+            raise ZsuError(f"{name!r} is a {type(edit).__name__}", where="audit", remedy=remedy)
+        parent = edit.patch.metadata.get("parent") if isinstance(edit, Forgotten) and len(several) > 1 else None
+        if parent is not None and parent != model_hash(originals[i]):
+            what = f"result {i} of {name!r} was made of another model than original {i}"
+            raise ZsuError(what, where="audit", remedy="pass results in the order of the originals")
 
 
 def listed(value) -> list:
@@ -412,7 +437,10 @@ def assembled(
     retrain_seconds: float | None, notes: list[str], target: list[int], test: Dataset, many: bool, hashes: dict,
 ) -> Report:  # fmt: skip
     """The numbers as a `Report`."""
-    bands = pd.DataFrame([interval([n.get(c, np.nan) for n in null]) for c in measure_of], index=list(measure_of))
+    bands = pd.DataFrame(
+        [interval([n.get(c, np.nan) for n in null], 3 if m in OF_PAIRS else 2) for c, m in measure_of.items()],
+        index=list(measure_of),
+    )
     rows = {"original": rows.pop("original"), "retrain": bands["mean"].to_dict(), **rows}
     frame = pd.DataFrame.from_dict(rows, orient="index")
     frame.index.name = "model"
@@ -441,6 +469,14 @@ def assembled(
     frame.attrs["null"] = [jensen_shannon(a, b) for a, b in pairs]
     if len(retrained) < 2:
         notes.append("no models retrained without the class" if not retrained else "one retrained model has no band")
+    if len(retrained) == 2:
+        notes.append("two retrained models are one pair: no band of divergence, agreement and routing")
+    if many and 0 < len(retrained) < 6:
+        notes.append("the bands of ulira and klom need 6 retrained models, half of which stand for unlearned ones")
+    if retrained and mean([utility.accuracy(*r.test.part(False)) for r in retrained]) < ag["original"] - 0.05:
+        notes.append(
+            "the retrained models are worse on the other classes than the original by over 5 points: train more"
+        )
     if many and len(seen["original"].siblings) < 2:
         notes.append("ulira and klom need several originals, and for each edit as many results")
     names = classes(test)
@@ -466,11 +502,11 @@ def assembled(
     return Report(frame, bands, fooled(frame, bands, measure_of), routed, seconds, notes, about, measure_of)
 
 
-def interval(values: list[float]) -> dict[str, float]:
-    """Mean, and the 95 % interval for one more value: mean -+ t sd sqrt(1 + 1 / K)."""
+def interval(values: list[float], least: int = 2) -> dict[str, float]:
+    """Mean, and the 95 % interval for one more value, mean -+ t sd sqrt(1 + 1 / K), of at least so many values."""
     known = [v for v in values if not np.isnan(v)]
     found = {"mean": mean(known), "low": np.nan, "high": np.nan, "references": len(known)}
-    if len(known) > 1:
+    if len(known) >= least:
         half = stats.t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) * np.sqrt(1 + 1 / len(known))
         found |= {"low": found["mean"] - half, "high": found["mean"] + half}
     return found
