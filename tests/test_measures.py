@@ -373,8 +373,7 @@ def test_constant_and_uniform_models_are_broken_and_score_as_they_must(report):
         assert frame.loc[name, "ag_test"] == pytest.approx(1 / 9)
         assert frame.loc[name, "fs"] == 0
         assert frame.loc[name, [c for c in frame if c.startswith("probe")]].tolist() == [0.5] * 8
-        text = report.column(name)
-        assert text[list(report.measure_of).index("fs")] == "broken"
+        assert report.text(name, "fs") == "broken"
     assert frame.loc["uniform", "ece_retained"] == pytest.approx(1 / 9 - 0.1)
     p = math.exp(9) / (math.exp(9) + 9)
     assert frame.loc["constant", "ece_retained"] == pytest.approx(p - 1 / 9, abs=1e-6)

@@ -39,6 +39,12 @@ Seed = Annotated[int, typer.Option(help="Which samples, which noise.")]
 References = Annotated[
     Path | None, typer.Option(help="Folder of checkpoints retrained without the class. Bundled for Trouser.")
 ]
+SomeClasses = Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")]
+SomeMethods = Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")]
+SomeMeasures = Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
+Retrained = Annotated[int, typer.Option(min=2, help="Retrained models for each class.")]
+SmallImages = Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")]
 Trusted = Annotated[bool, typer.Option(help="Read checkpoints with pickled code: they can run anything. Only yours.")]
 
 
@@ -132,7 +138,7 @@ def audit(
     root: Root = "data",
     size: Size = None,
     references: References = None,
-    measure: Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")] = None,
+    measure: SomeMeasures = None,
     trusted: Trusted = False,
     out: Annotated[Path | None, typer.Option(help="Also write a page (.html), with .csv and .json beside it.")] = None,
 ):
@@ -215,7 +221,7 @@ def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, acti
 
     if out.resolve() == patch.resolve():
         raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
-    about, state = models.read_state(models.bundled_path() if model is None else model, trusted=trusted)
+    about, state = models.read_state(checkpoint(model)[0], trusted=trusted)
     getattr(Patch.load(patch), action)(state)
     models.save_state(state, out, about)
     print(f"written to {out}")
@@ -327,9 +333,8 @@ def references(
 
     network, splits = prepare(model, arch, data, root, size, trusted)
     targets, names = named(splits, cls)
-    file = models.bundled_path() if model is None else model
-    about = models.metadata(file) if file.suffix == ".safetensors" else {}
-    channels = next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
+    file, about = checkpoint(model)
+    channels = channels_of(network)
     kind = arch or about.get("arch")
     if kind is None:
         raise ZsuError("the checkpoint does not say its architecture", where=str(file), remedy="give --arch")
@@ -352,13 +357,13 @@ def references(
 @app.command(epilog="Example: zsu sweep --out sweep --class Trouser --class Bag --dry-run")
 def sweep(
     out: Annotated[Path, typer.Option(help="Folder for the results, one file a task, and the models.")],
-    cls: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
-    measure: Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    cls: SomeClasses = None,
+    method: SomeMethods = None,
+    measure: SomeMeasures = None,
+    seeds: Seeds = 3,
     samples: Samples = 36,
-    references: Annotated[int, typer.Option(min=2, help="Retrained models for each class.")] = 3,
-    data: Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")] = "fashion-mini",
+    references: Retrained = 3,
+    data: SmallImages = "fashion-mini",
     root: Root = "data",
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Of models that are trained. Default: the course's.")
@@ -391,12 +396,12 @@ def sweep(
 @app.command(epilog="Example: zsu bench --out bench --class Trouser --class Bag --seeds 1")
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for the table, the figure and the models that are trained.")],
-    cls: Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
+    cls: SomeClasses = None,
+    method: SomeMethods = None,
+    seeds: Seeds = 3,
     samples: Samples = 36,
-    references: Annotated[int, typer.Option(min=2, help="Retrained models for each class.")] = 3,
-    data: Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")] = "fashion-mini",
+    references: Retrained = 3,
+    data: SmallImages = "fashion-mini",
     root: Root = "data",
     epochs: Annotated[int | None, typer.Option(help="Of models that are trained. Default: the course's.")] = None,
 ):
@@ -422,7 +427,7 @@ def reproduce(
     ],
     data: Annotated[Path, typer.Option(help="Folder of the row's data: IDX, CIFAR archives, images or MUFAC.")],
     out: Annotated[Path, typer.Option(help="Folder for models and results; an interrupted run goes on there.")],
-    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 5,
+    seeds: Seeds = 5,
     size: Annotated[int | None, typer.Option(min=1, help="Image size. Default: the paper's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the row's.")] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
@@ -464,13 +469,10 @@ def prepare(
 
     if model is None and (arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
-    file = models.bundled_path() if model is None else model
+    file, about = checkpoint(model)
     network = models.load(file, arch, trusted=trusted)
-    about = models.metadata(file) if file.suffix == ".safetensors" else {}
     size = about.get("size") if size is None else size
-    channels = next(
-        (p.shape[1] for p in network.parameters() if p.dim() == 4), 3
-    )  # the first convolution's (K, J, h, w)
+    channels = channels_of(network)
     splits = zsu_data.load(data, root, transform=transform(data, channels, size))
     known, found = about.get("class_names"), zsu_data.classes(splits.test)
     if known is not None and known != found:
@@ -486,6 +488,19 @@ def prepare(
         what = f"the model has {outputs} outputs, the data {len(found)} classes"
         raise ZsuError(what, where=str(file), remedy="use the data that the model was trained on")
     return network, splits
+
+
+def checkpoint(model: Path | None) -> tuple[Path, dict]:
+    """The file of the model, by default the bundled one, and what it says about itself."""
+    from . import models
+
+    file = models.bundled_path() if model is None else model
+    return file, models.metadata(file) if file.suffix == ".safetensors" else {}
+
+
+def channels_of(network: nn.Module) -> int:
+    """Channels of the images: those that enter the first convolution (K, J, h, w); else 3."""
+    return next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
 
 
 def unseen(network: nn.Module, splits: Splits, cls: str, samples: int, seed: int) -> tuple[int, Tensor]:

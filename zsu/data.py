@@ -14,7 +14,7 @@ import gzip
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -355,6 +355,12 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise ZsuError(f"there is no class {cls!r}", where="zsu.data", remedy=f"choose by index or name: {listed}")
     return index
+
+
+def class_indices(dataset: Dataset, classes: int | str | Iterable[int | str]) -> list[int]:
+    """Indices of one class or of several, in the order given; errors as `class_index`."""
+    named = [classes] if isinstance(classes, (int, np.integer, str)) else classes
+    return [class_index(dataset, c) for c in named]
 
 
 def _index_of_name(names: list[str], name: str) -> int | None:

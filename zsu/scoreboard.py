@@ -30,7 +30,7 @@ def bench(
 ) -> pd.DataFrame:
     """`zsu.sweep.run` with accuracy, divergence and cost only, one task after the other, so that times can be compared.
 
-    The table also goes into ``scoreboard.csv`` in the folder. Parameters, columns and errors as in there.
+    The table also goes into ``scoreboard.csv`` in the folder. Parameters, columns and errors are the same.
     """
     board = run(
         folder, dataset, root, classes, seeds, methods, BASIC, controls=False, samples=samples, references=references,

@@ -27,6 +27,7 @@ from .forgetting import METHODS, TIERS, forget
 RETAINED = 20  # images of each other class, for methods of tier T3
 WITH_RETAINED = "paths+retained"
 ROWS = (*METHODS, WITH_RETAINED)
+ELSEWHERE = "done by another process"
 ALL = tuple(m for m in MEASURES if m not in OF_MANY)  # those make each edit of every seed's original as well
 
 
@@ -208,7 +209,7 @@ def is_done(task: Task, settings: Settings) -> bool:
     """Whether the model is there, or the file with a row for every method."""
     if task.kind == "train":
         path, wanted = model_file(task.target, task.seed, settings)
-        return path.is_file() and wanted.items() <= models.metadata(path).items()
+        return training.is_finished(path, wanted)
     return not missing(task, settings)
 
 
@@ -223,15 +224,12 @@ def task_file(task: Task, settings: Settings) -> Path:
     return settings.folder / "tasks" / f"{task.target}-{task.seed}.csv"
 
 
-ELSEWHERE = "done by another process"
-
-
 def done_by(
     tasks: list[Task], settings: Settings, jobs: int, scheduler: str | None, bar: tqdm
 ) -> Iterator[tuple[Task, str | None]]:
     """Do tasks, in any order; those that another sweep is at are waited for in the end."""
-    run = functools.partial(work, settings=settings)
-    results = on_cores(run, tasks, jobs) if scheduler is None else on_cluster(run, tasks, scheduler)
+    do = functools.partial(work, settings=settings)
+    results = on_cores(do, tasks, jobs) if scheduler is None else on_cluster(do, tasks, scheduler)
     left = []
     for task, error in results:
         if error == ELSEWHERE:
@@ -243,14 +241,14 @@ def done_by(
         yield work(task, settings, wait=True)
 
 
-def on_cores(run: Callable, tasks: list[Task], jobs: int) -> Iterator[tuple[Task, str | None]]:
+def on_cores(do: Callable, tasks: list[Task], jobs: int) -> Iterator[tuple[Task, str | None]]:
     """In processes of this machine."""
     if jobs == 1:
-        return map(run, tasks)
-    return joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(run)(task) for task in tasks)
+        return map(do, tasks)
+    return joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(do)(task) for task in tasks)
 
 
-def on_cluster(run: Callable, tasks: list[Task], scheduler: str) -> Iterator[tuple[Task, str | None]]:
+def on_cluster(do: Callable, tasks: list[Task], scheduler: str) -> Iterator[tuple[Task, str | None]]:
     """On the workers of a Dask scheduler, which gives the task of a dead worker to another."""
     try:
         from distributed import Client, as_completed
@@ -261,7 +259,7 @@ def on_cluster(run: Callable, tasks: list[Task], scheduler: str) -> Iterator[tup
     except (OSError, TimeoutError, ValueError) as error:
         raise ZsuError(f"no Dask scheduler at {scheduler!r} ({error})", where="sweep", remedy="start one") from error
     with client:
-        futures = {client.submit(run, task, pure=False): task for task in tasks}
+        futures = {client.submit(do, task, pure=False): task for task in tasks}
         for future in as_completed(futures):
             failed = future.status == "error"  # such as a task that killed three workers
             yield (futures[future], str(future.exception())) if failed else future.result()

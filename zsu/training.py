@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import distributed, nn
@@ -159,8 +158,7 @@ def without_class(dataset: Dataset, cls: int | str | Sequence[int | str]) -> Sub
     ZsuError
         There are no images of one of them, or of no other class.
     """
-    named = [cls] if isinstance(cls, (int, np.integer, str)) else cls
-    excluded = torch.tensor([data.class_index(dataset, c) for c in named])
+    excluded = torch.tensor(data.class_indices(dataset, cls))
     kept = ~torch.isin(data.targets(dataset), excluded)
     lacking = ~torch.isin(excluded, data.targets(dataset))
     if lacking.any() or not kept.any():
@@ -174,7 +172,7 @@ def without_class(dataset: Dataset, cls: int | str | Sequence[int | str]) -> Sub
 
 def kept(path: Path, settings: dict, make: Callable[[], nn.Module]) -> None:
     """Have a model in a file: `make` it where there is none with these settings, and note the seconds that it took."""
-    if _is_finished(path, settings):
+    if is_finished(path, settings):
         return
     started = time.perf_counter()
     model = make()
@@ -267,7 +265,8 @@ def _settings(kind: str, seed: int) -> dict:
     }  # fmt: skip
 
 
-def _is_finished(path: Path, settings: dict) -> bool:
+def is_finished(path: Path, settings: dict) -> bool:
+    """Whether the file holds a model that was made with these settings."""
     return path.is_file() and settings.items() <= models.metadata(path).items()
 
 
@@ -276,7 +275,7 @@ def make_bundled(splits: data.Splits, work: Path) -> None:
     wanted = [(kind, seed) for kind in models.BUNDLED_FILES for seed in range(models.BUNDLED_SEEDS)]
     for kind, seed in tqdm(wanted, desc="models", unit="model"):
         path = work / models.bundled_path(kind, seed).name
-        if not _is_finished(path, _settings(kind, seed)):
+        if not is_finished(path, _settings(kind, seed)):
             train_bundled(kind, seed, splits, path)
     for place in [models.bundled_path(kind, seed) for kind, seed in wanted]:
         place.parent.mkdir(exist_ok=True)

@@ -88,7 +88,6 @@ def run(
         raise ZsuError("the model is in train mode", where=where, remedy="call model.eval()")
     if len(dataset) == 0:
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
-    like = next(model.parameters())
     outputs, labels, entering = [], [], {name: [] for name in layers}
     hooks = [
         layer.register_forward_pre_hook(lambda layer, args, name=name: entering[name].append(pooled(args[0], layer)))
@@ -96,7 +95,7 @@ def run(
     ]
     try:
         for x, y in batches(dataset):
-            outputs.append(logits_of(model, x.to(like.device, like.dtype), where).cpu())
+            outputs.append(logits_of(model, x, where))
             labels.append(y)
             if digest is not None:
                 digest.update(x.numpy().tobytes() + y.numpy().tobytes())
@@ -114,9 +113,9 @@ def run(
 
 
 def logits_of(model: nn.Module, x: Tensor, where: str = "audit") -> Tensor:
-    """Outputs (N, classes) in float64; `ZsuError` where images and model do not fit together."""
+    """Outputs (N, classes), float64 on the CPU; `ZsuError` where images and model do not fit together."""
     try:
-        logits = model(x).double()
+        logits = model(placed(x, model)).double().cpu()
     except RuntimeError as error:
         remedy = "load the data in the shape that the model was built for"
         raise ZsuError(f"the model refuses images {tuple(x.shape)}: {error}", where=where, remedy=remedy) from error
@@ -124,6 +123,12 @@ def logits_of(model: nn.Module, x: Tensor, where: str = "audit") -> Tensor:
         remedy = "audit a model whose output is (N, classes)"
         raise ZsuError(f"the outputs have shape {tuple(logits.shape)}", where=where, remedy=remedy)
     return logits
+
+
+def placed(x: Tensor, model: nn.Module) -> Tensor:
+    """Images on the device and in the dtype of the model."""
+    like = next(model.parameters())
+    return x.to(like.device, like.dtype)
 
 
 def pooled(t: Tensor, layer: nn.Module) -> Tensor:
@@ -140,7 +145,7 @@ def logit_layer(model: nn.Module, x: Tensor) -> str | None:
     hooks = [m.register_forward_hook(lambda _, args, out, name=name: seen.update({name: out})) for name, m in linears]
     try:
         with torch.no_grad():
-            logits = model(x)
+            logits = model(placed(x, model))
     finally:
         for hook in hooks:
             hook.remove()

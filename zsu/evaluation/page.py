@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from .. import plots
-from .report import COST, MEASURES, Report, band, number, within
+from .report import COST, MEASURES, Report, band, number
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8888; --inside: #1a7f37; --outside: #b3261e; }
@@ -78,21 +78,17 @@ def table(report: Report) -> str:
     """All numbers, one row each."""
     models = list(report.frame.index)
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in models)
-    columns = {name: report.column(name) for name in models}
     rows = []
-    for i, c in enumerate(report.measure_of):
+    for c in report.measure_of:
         low, high, centre = report.null.loc[c, ["low", "high", "mean"]]
         cells = []
         for name in models:
-            text, value = columns[name][i], report.frame.loc[name, c]
-            gap = ""
-            if name != "retrain" and text != "broken" and not np.isnan([low, value]).any():
-                inside = within(value, low, high)
-                where = "in" if inside else "out"
-                gap = (
-                    f'<small class="{where}">{"+" if value > centre else ""}{number(c, value - centre)} {where}</small>'
-                )
-            cells.append(f"<td>{text.rstrip('*')}{gap}</td>")
+            gap, inside = "", report.inside(name, c)
+            if inside is not None:
+                where, difference = "in" if inside else "out", report.frame.loc[name, c] - centre
+                sign = "+" if difference > 0 else ""
+                gap = f'<small class="{where}">{sign}{number(c, difference)} {where}</small>'
+            cells.append(f"<td>{report.text(name, c)}{gap}</td>")
         tricked = escape(report.tricked(c))
         spent = report.seconds.get(report.measure_of[c], np.nan)
         rows.append(
@@ -118,7 +114,7 @@ def figures(report: Report) -> str:
         seen = "; ".join(f"{m} At {v.at_test:.1%}, Ag {v.ag_test:.1%}" for m, v in frame.iterrows())
         drawn.append((plots.audit(frame), f"Bars by model. {seen}.", "Accuracy and divergence on test images."))
     if report.null["low"].notna().any():
-        outside = {m: int((~report.tidy().query("model == @m")["inside"].fillna(True)).sum()) for m in frame.index}
+        outside = {m: sum(report.inside(m, c) is False for c in report.measure_of) for m in frame.index}
         seen = "; ".join(f"{m} {n}" for m, n in outside.items() if m != "retrain")
         drawn.append((
             plots.gaps(report),

@@ -22,12 +22,12 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..data import batches, class_index, classes, histogram, targets, write_atomically
+from ..data import batches, class_indices, classes, histogram, targets, write_atomically
 from ..errors import ZsuError
 from ..forgetting import Forgotten, forget
-from ..perturb import model_hash
+from ..perturb import Patch, model_hash
 from . import privacy, representation, robustness, utility
-from .outputs import DEPTHS, Observed, logit_layer, observe
+from .outputs import DEPTHS, Observed, logit_layer, observe, placed
 from .utility import jensen_shannon, mean
 
 MEASURES: dict[str, Callable] = {
@@ -58,6 +58,7 @@ UTILITY |= {f"pra_ag_{round(100 * a)}" for a in representation.ALPHAS}
 COST = ["seconds", "weights_changed", "memory"]  # of the edit; memory: bytes of the patch
 AT_HAND = 250  # test images of the class, for measures that change images or train
 SAMPLES = 36  # that the controls look at
+CALLER = 5  # frames up from what `audit` calls: itself, its two decorators
 
 
 class Given(NamedTuple):
@@ -122,11 +123,10 @@ class Report:
             for column, measure in self.measure_of.items():
                 low, high, centre = self.null.loc[column, ["low", "high", "mean"]]
                 value = float(values[column])
-                known = not np.isnan([value, low, high]).any()
                 rows.append({
                     "model": model, "measure": measure, "column": column, "value": value, "gap": value - centre,
                     "null_mean": centre, "null_low": low, "null_high": high,
-                    "inside": within(value, low, high) if known else pd.NA, "broken": bool(values["broken"]),
+                    "inside": within(value, low, high), "broken": bool(values["broken"]),
                     "fooled_by": ", ".join(self.fooled.get(column, [])), "seconds": self.seconds.get(measure, np.nan),
                 })  # fmt: skip
         return pd.DataFrame(rows).astype({"inside": "boolean"})
@@ -160,12 +160,15 @@ class Report:
 
     def __str__(self) -> str:
         """All numbers, one row each; * is outside the null band."""
-        shown = pd.DataFrame({model: self.column(model) for model in self.frame.index})
-        shown.insert(2, "band", [band(*self.null.loc[c, ["low", "high"]]) for c in self.measure_of])
-        shown["fooled by"] = [self.tricked(c) for c in self.measure_of]
+        columns = list(self.measure_of)
+        shown = pd.DataFrame(
+            {m: [self.text(m, c) + "*" * (self.inside(m, c) is False) for c in columns] for m in self.frame.index}
+        )
+        shown.insert(2, "band", [band(*self.null.loc[c, ["low", "high"]]) for c in columns])
+        shown["fooled by"] = [self.tricked(c) for c in columns]
         cost = pd.DataFrame({m: [number(c, self.frame.loc[m, c]) for c in COST] for m in self.frame.index})
         cost.insert(2, "band", "")
-        shown = pd.concat([shown.set_axis(list(self.measure_of)), cost.set_axis(COST)]).fillna("")
+        shown = pd.concat([shown.set_axis(columns), cost.set_axis(COST)]).fillna("")
         spent = ", ".join(f"{m} {s:.1f}" for m, s in self.seconds.items())
         notes = "".join(f"\nn/a: {note}" for note in self.notes)
         return (
@@ -182,17 +185,18 @@ class Report:
         """The controls that a number is fooled by as text; nothing for numbers that do not ask what was forgotten."""
         return "" if column in UTILITY else ", ".join(self.fooled.get(column, [])) or "-"
 
-    def column(self, model: str) -> list[str]:
-        """The numbers of one model as text."""
-        values, cells = self.frame.loc[model], []
-        for c in self.measure_of:
-            if values["broken"] and self.measure_of[c] != "accuracy" and c not in UTILITY:
-                cells.append("broken")
-                continue
-            low, high = self.null.loc[c, ["low", "high"]]
-            star = "*" if not np.isnan([low, high, values[c]]).any() and not within(values[c], low, high) else ""
-            cells.append(number(c, values[c]) + ("" if model == "retrain" else star))
-        return cells
+    def text(self, model: str, column: str) -> str:
+        """A number as text; "broken" where the model is, and the number is not about what it knows."""
+        values = self.frame.loc[model]
+        if values["broken"] and self.measure_of[column] != "accuracy" and column not in UTILITY:
+            return "broken"
+        return number(column, values[column])
+
+    def inside(self, model: str, column: str) -> bool | None:
+        """Whether a number is in the band; None for the band's own row, broken models, and without a band."""
+        if model == "retrain" or self.text(model, column) == "broken":
+            return None
+        return within(self.frame.loc[model, column], *self.null.loc[column, ["low", "high"]])
 
 
 @torch.inference_mode(False)  # a caller's inference mode would forbid the gradients that attacks need
@@ -269,8 +273,7 @@ def audit(
         The original is right on less than half of the test data: then read the numbers relative to it. Fewer than 5
         samples of the class in a split, of which no attack can learn.
     """
-    named = [target] if isinstance(target, (int, np.integer, str)) else target
-    target = [class_index(test, c) for c in named]
+    target = class_indices(test, target)
     for name, dataset in (("train", train), ("test", test)):
         check_split(name, dataset, target)
     measures = [measures] if isinstance(measures, str) else list(measures)
@@ -293,11 +296,12 @@ def audit(
     if controls:
         made = {name: control(name, originals, x, y, target, seed, notes) for name in CONTROLS if name not in results}
         results = {name: several for name, several in made.items() if several} | results
-    models = {"original": originals} | {n: [getattr(f, "patch", None) and f.model or f for f in several]
-                                        for n, several in results.items()}  # fmt: skip
+    models = {"original": originals} | {
+        name: [f.model if isinstance(f, Forgotten) else f for f in several] for name, several in results.items()
+    }
     many = any(m in OF_MANY for m in measures)
     depths = DEPTHS if {"probes", "prototype"} & set(measures) else 0
-    steps = 2 * (len(models) + len(references)) + len(measures) * (len(models) + len(references))
+    steps = (2 + len(measures)) * (len(models) + len(references))
     with tqdm(total=steps, desc="audit", unit="step", disable=not progress) as bar:
         started, digest = time.perf_counter(), hashlib.sha256()
         seen = {}
@@ -347,24 +351,28 @@ def listed(value) -> list:
 
 def check_split(name: str, dataset: Dataset, target: list[int]) -> None:
     """`ZsuError` with the number of samples of each class where the class, or all the others, have none."""
-    of_target = torch.isin(targets(dataset), torch.tensor(target))
+    found = len(members(dataset, target))
     named = ", ".join(repr(classes(dataset)[c]) for c in target)
-    if not of_target.any() or of_target.all():
+    if found in (0, len(dataset)):
         raise ZsuError(
             f"the {name} data holds {histogram(dataset)}",
             where="audit",
             remedy=f"pass data with samples of class {named} and of others",
         )
-    if of_target.sum() < privacy.FEW:
-        what = f"only {int(of_target.sum())} {name} samples of class {named}: attacks that learn of them are n/a"
-        warnings.warn(what, stacklevel=3)
+    if found < privacy.FEW:
+        what = f"only {found} {name} samples of class {named}: attacks that learn of them are n/a"
+        warnings.warn(what, stacklevel=CALLER)
+
+
+def members(dataset: Dataset, target: list[int]) -> list[int]:
+    """Indices of the samples of the classes."""
+    return torch.isin(targets(dataset), torch.tensor(target)).nonzero()[:, 0].tolist()  # (M, 1) -> (M,)
 
 
 def at_hand(test: Dataset, target: list[int]) -> tuple[Tensor, Tensor]:
     """Up to 250 test images (M, C, H, W) of the forgotten classes, evenly drawn from them, and labels (M,)."""
-    indices = torch.isin(targets(test), torch.tensor(target)).nonzero()[:, 0]  # (M, 1) -> (M,)
-    chosen = indices[:: -(-len(indices) // AT_HAND)]
-    parts = list(batches(Subset(test, chosen.tolist())))
+    indices = members(test, target)
+    parts = list(batches(Subset(test, indices[:: -(-len(indices) // AT_HAND)])))
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 
@@ -375,8 +383,7 @@ def control(
     by_class = [x[y == c][:SAMPLES] for c in target if (y == c).any()]
     edits = []
     for model in originals:
-        like = next(model.parameters())
-        samples = [s.to(like.device, like.dtype) for s in by_class]
+        samples = [placed(s, model) for s in by_class]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of samples that the original does not recognise
@@ -398,13 +405,12 @@ def observed(
     for dataset in (train, test):
         splits.append(observe(model, dataset, target, depths, name, digest))
         bar.update()
-    like = next(model.parameters())
-    return Observed(model, *splits, head=logit_layer(model, x[:2].to(like.device, like.dtype)))
+    return Observed(model, *splits, head=logit_layer(model, x[:2]))
 
 
 def of_class(model: nn.Module, name: str, train: Dataset, test: Dataset, target: list[int]) -> Observed:
     """A sibling, on the samples of the class only."""
-    parts = [Subset(d, torch.isin(targets(d), torch.tensor(target)).nonzero()[:, 0].tolist()) for d in (train, test)]
+    parts = [Subset(split, members(split, target)) for split in (train, test)]
     return Observed(model, *(observe(model, part, target, name=name) for part in parts))
 
 
@@ -453,7 +459,7 @@ def assembled(
     if "ag_test" in frame:
         before = frame.loc["original"]
         if before["all_test"] < 0.5:
-            warnings.warn(f"the original is right on {before['all_test']:.0%} of the test data only", stacklevel=3)
+            warnings.warn(f"the original is right on {before['all_test']:.0%} of the test data only", stacklevel=CALLER)
         frame.insert(frame.columns.get_loc("all_train") + 1, "ag_drop", before["ag_test"] - frame["ag_test"])
         bands.loc["ag_drop"] = interval([before["ag_test"] - n["ag_test"] for n in null])
         measure_of["ag_drop"] = "accuracy"
@@ -467,39 +473,57 @@ def assembled(
     frame["memory"] = frame.index.map({n: p.nbytes for n, p in edits.items()}).astype(float)
     pairs = [(a.test.part(True)[0], b.test.part(True)[0]) for i, a in enumerate(retrained) for b in retrained[:i]]
     frame.attrs["null"] = [jensen_shannon(a, b) for a, b in pairs]
+    notes = notes + missing(seen["original"], retrained, many)
+    about = described(seen["original"], retrained, [classes(test)[c] for c in target], hashes, edits)
+    routing = routes(seen, retrained, classes(test)).reindex([m for m in frame.index if m in seen or retrained])
+    return Report(frame, bands, fooled(frame, bands, measure_of), routing, seconds, notes, about, measure_of)
+
+
+def missing(original: Observed, retrained: list[Observed], many: bool) -> list[str]:
+    """Why some numbers or bands are missing, or worth little."""
+    notes = []
     if len(retrained) < 2:
-        notes.append("no models retrained without the class" if not retrained else "one retrained model has no band")
+        notes.append("one retrained model has no band" if retrained else "no models retrained without the class")
     if len(retrained) == 2:
         notes.append("two retrained models are one pair: no band of divergence, agreement and routing")
     if many and 0 < len(retrained) < 6:
         notes.append("the bands of ulira and klom need 6 retrained models, half of which stand for unlearned ones")
-    if retrained and mean([utility.accuracy(*r.test.part(False)) for r in retrained]) < ag["original"] - 0.05:
+    ag, *others = (utility.accuracy(*m.test.part(False)) for m in (original, *retrained))
+    if others and mean(others) < ag - 0.05:
         notes.append(
             "the retrained models are worse on the other classes than the original by over 5 points: train more"
         )
-    if many and len(seen["original"].siblings) < 2:
+    if many and len(original.siblings) < 2:
         notes.append("ulira and klom need several originals, and for each edit as many results")
-    names = classes(test)
-    means = {name: m.test.part(True)[0].mean(0).tolist() for name, m in seen.items()}
+    return notes
+
+
+def routes(seen: dict[str, Observed], retrained: list[Observed], names: list[str]) -> pd.DataFrame:
+    """Mean probability of each class on test inputs of the forgotten class, by model."""
+    means = {name: m.test.part(True)[0].mean(0) for name, m in seen.items()}  # (N, classes) -> (classes,)
     if retrained:
-        means["retrain"] = torch.stack([r.test.part(True)[0].mean(0) for r in retrained]).mean(0).tolist()
-    routed = pd.DataFrame(means, index=names[: len(means["original"])] or None).T.reindex(
-        [name for name in frame.index if name in means]
-    )
-    original = seen["original"]
-    about = {
-        "class": ", ".join(names[c] for c in target),
-        **{
-            f"{split} images": f"{int(o.forget.sum())} of the class, {int((~o.forget).sum())} others"
-            for split, o in (("test", original.test), ("train", original.train))
-        },
+        means["retrain"] = torch.stack([r.test.part(True)[0].mean(0) for r in retrained]).mean(0)
+    number = len(means["original"])
+    return pd.DataFrame({name: p.tolist() for name, p in means.items()}, index=names[:number]).T
+
+
+def described(
+    original: Observed, retrained: list[Observed], forgotten: list[str], hashes: dict[str, str], edits: dict[str, Patch]
+) -> dict[str, str]:
+    """Classes, samples, hashes and versions."""
+    images = {
+        f"{split} images": f"{int(o.forget.sum())} of the class, {int((~o.forget).sum())} others"
+        for split, o in (("test", original.test), ("train", original.train))
+    }
+    return {
+        "class": ", ".join(forgotten),
+        **images,
         "references": str(len(retrained)),
         **{f"sha256 of {what}": value for what, value in hashes.items()},
         **{f"patch {name}, parent": p.metadata.get("parent", "") for name, p in edits.items()},
         "versions": f"zsu {__version__}, torch {torch.__version__}, scikit-learn {sklearn.__version__}, "
         f"Python {platform.python_version()}",
     }
-    return Report(frame, bands, fooled(frame, bands, measure_of), routed, seconds, notes, about, measure_of)
 
 
 def interval(values: list[float], least: int = 2) -> dict[str, float]:
@@ -512,9 +536,9 @@ def interval(values: list[float], least: int = 2) -> dict[str, float]:
     return found
 
 
-def within(value: float, low: float, high: float) -> bool:
-    """Whether a number lies in the band, up to rounding."""
-    return bool(low - 1e-9 <= value <= high + 1e-9)
+def within(value: float, low: float, high: float) -> bool | None:
+    """Whether a number lies in the band, up to rounding; None where there is none."""
+    return None if np.isnan([value, low, high]).any() else bool(low - 1e-9 <= value <= high + 1e-9)
 
 
 def fooled(frame: pd.DataFrame, bands: pd.DataFrame, measure_of: dict[str, str]) -> dict[str, list[str]]:
@@ -522,7 +546,7 @@ def fooled(frame: pd.DataFrame, bands: pd.DataFrame, measure_of: dict[str, str])
     found = {}
     for column in measure_of:
         low, high = bands.loc[column, ["low", "high"]]
-        if column in UTILITY or np.isnan([low, high]).any():
+        if column in UTILITY:
             continue
         rows = [name for name in ("original", *CONTROLS) if name in frame.index]
         inside = [name for name in rows if within(frame.loc[name, column], low, high)]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..data import batches
-from .outputs import Observed, logits_of
+from .outputs import Observed, logits_of, placed
 from .privacy import FEW, NAN
 from .utility import accuracy, mean
 
@@ -137,15 +137,14 @@ def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     wanted = REGAINED * given.original_at
     model = copy.deepcopy(m.model)
     trained = [p.requires_grad_() for p in model.parameters() if p.is_floating_point()]
-    like = trained[0]
     optimizer = torch.optim.Adam(trained, lr=RELEARN_RATE)
     streams = [batches(Subset(given.train, d), RELEARN_BATCH) for d in drawn]
     for step, pairs in enumerate(zip(*streams, strict=True)):
         if at_on(model, given) >= wanted:
             return {"relearn": step}
-        x, y = (torch.cat(both).to(like.device) for both in zip(*pairs, strict=True))
+        x, y = (torch.cat(both) for both in zip(*pairs, strict=True))
         optimizer.zero_grad()
-        F.cross_entropy(model(x.to(like.dtype)).float(), y).backward()
+        F.cross_entropy(model(placed(x, model)).float(), y.to(trained[0].device)).backward()
         optimizer.step()
     return {"relearn": MOST_STEPS}
 
@@ -153,6 +152,4 @@ def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
 @torch.no_grad()
 def at_on(model: nn.Module, given) -> float:
     """Accuracy on the test images of the class that the audit keeps at hand."""
-    like = next(model.parameters())
-    logits = logits_of(model, given.x.to(like.device, like.dtype))
-    return float((logits.argmax(1).cpu() == given.y).double().mean())
+    return float((logits_of(model, given.x).argmax(1) == given.y).double().mean())

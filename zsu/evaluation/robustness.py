@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .outputs import Observed, logits_of
+from .outputs import Observed, logits_of, placed
 from .privacy import NAN
 from .representation import at_on
 from .utility import jensen_shannon
@@ -78,19 +78,16 @@ def over_unlearning(m: Observed, given, references: Sequence[Observed]) -> dict[
     if len(given.beside) == 0:
         return {"ou": NAN}
     with torch.no_grad():
-        pair = []
-        for model in (given.original.model, m.model):
-            like = next(model.parameters())
-            pair.append(logits_of(model, given.beside.to(like.device, like.dtype)).cpu())
-    before = pair[0].clone()
+        before, after = (logits_of(model, given.beside) for model in (given.original.model, m.model))
+    before = before.clone()  # what a model returns may be its own
     before[:, given.target] = -torch.inf
-    return {"ou": jensen_shannon(before.softmax(1), pair[1].softmax(1))}
+    return {"ou": jensen_shannon(before.softmax(1), after.softmax(1))}
 
 
 def beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Images (M, C, H, W) within eps of x (N, C, H, W) that the model no longer calls y, just after they crossed."""
-    like = next(model.parameters())
-    x, y = x.to(like.device, like.dtype), y.to(like.device)
+    x = placed(x, model)
+    y = y.to(x.device)
     low, high = x.min(), x.max()
     limit = EPSILON * (high - low)
     walked, crossed = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
