@@ -16,7 +16,7 @@ import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import Subset, TensorDataset
 
 import zsu.models
 from zsu import Forgotten, ZsuError, audit, forget
@@ -67,7 +67,8 @@ TEST, TRAIN = images([0, 0, 1, 1, 1, 1, 1, 2]), images([0, 1, 1, 1, 1, 1, 2, 2])
 def report(forgotten, references=(), original=None, test=TEST, train=TRAIN, target=1, **options):
     """Accuracy and divergence, without controls."""
     options = {"measures": BASIC, "controls": False, "progress": False} | options
-    return audit(original or Reads().eval(), forgotten, train, test, target, references, **options)
+    original = Reads().eval() if original is None else original
+    return audit(original, forgotten, train, test, target, references, **options)
 
 
 def run(*args, **options):
@@ -100,6 +101,17 @@ def test_jensen_shannon_by_hand():
 def test_jensen_shannon_refuses_other_shapes():
     with pytest.raises(ZsuError, match=r"outputs of shape \(1, 2\) and \(1, 3\).*the same classes"):
         jensen_shannon(rows([1, 0]), rows([1, 0, 0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
+def test_jensen_shannon_refuses_what_is_no_probability(bad):
+    with pytest.raises(ZsuError, match="q has values that are no probabilities"):
+        jensen_shannon(torch.ones(1, 2) / 2, torch.tensor([[bad, 0.5]]))
+
+
+def test_jensen_shannon_of_the_smallest_numbers():
+    p, q = torch.tensor([[5e-324, 1.0]]).double(), torch.tensor([[0, 1.0]]).double()
+    assert jensen_shannon(p, q) == jensen_shannon(q, p) == pytest.approx(0, abs=1e-12)
 
 
 def test_accuracy_by_hand():
@@ -410,7 +422,7 @@ def saved(splits, tmp_path_factory):
 def test_the_page_needs_nothing_else_and_defines_every_measure(saved):
     found, file = saved
     text = file.read_text(encoding="utf-8")
-    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    assert not re.search(r"""(src|href)=["'](?!data:|#measure-)""", text)
     assert "<script" not in text
     assert "&lt;paths&gt;" in text
     assert "<paths>" not in text
@@ -480,8 +492,87 @@ def test_unknown_class_and_names_of_rows_are_refused():
     with pytest.raises(ZsuError, match="there is no class 'c9'"):
         run({}, target="c9")
     for name in ("original", "retrain"):
-        with pytest.raises(ZsuError, match="rows of the table already"):
+        with pytest.raises(ZsuError, match="the edits are named .* name them"):
             run({name: Reads().eval()})
+
+
+BAD = {
+    "no measures": {"measures": []},
+    "a reference is a str": {"references": ["model.pt"]},
+    "an original is a str": {"original": "model.pt"},
+    "no original": {"original": []},
+    "there is no class 1.5": {"target": 1.5},
+    "seed -1": {"seed": -1},
+    "seed 1099511627776": {"seed": 2**40},
+}
+
+
+@pytest.mark.parametrize("match", BAD)
+def test_what_no_audit_can_be_made_of_is_refused(match):
+    with pytest.raises(ZsuError, match=match):
+        report({}, **{"original": Reads()} | BAD[match])
+
+
+@pytest.mark.parametrize("name", [3, "", None, "retrain"])
+def test_names_of_rows_are_strings(name):
+    with pytest.raises(ZsuError, match="name them by strings"):
+        report({name: Reads()})
+
+
+def test_one_class_in_any_form_once_and_one_reference_alone():
+    blind = Reads(blind=[1]).eval()
+    for target in (torch.tensor(1), torch.tensor([1, 1]), np.array([1]), [1, "c1"], "1"):
+        assert report({}, blind, target=target).about["class"] == "c1"
+
+
+def test_a_wrapped_model_is_probed_at_the_same_depth(splits):
+    train, test = (Subset(s, range(0, len(s), 20)) for s in splits)
+    model = zsu.models.bundled()
+    wrapped = nn.Sequential(model).eval()
+    frame = audit(model, {"wrapped": wrapped}, train, test, 1, measures="probes", controls=False, progress=False).frame
+    probes = [c for c in frame if c.startswith("probe")]
+    assert len(probes) == 8
+    assert frame.loc["wrapped", probes].tolist() == frame.loc["original", probes].tolist()
+
+
+class Caches(nn.Module):
+    """Keeps its features, gives its layers their inputs by name, and has no images but series (N, C, L)."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.head = nn.Conv1d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        self.kept = self.conv(input=x).relu().mean(2)
+        return self.head(input=self.kept)
+
+
+def test_series_and_layers_called_by_name_and_models_that_keep_tensors():
+    labels = torch.arange(90) % 3
+    series = TensorDataset(torch.randn(90, 1, 9) + labels[:, None, None], labels)
+    series.targets, series.classes = labels, ["a", "b", "c"]
+    model = Caches().eval()
+    frame = report({}, original=model, train=series, test=series, measures=tuple(MEASURES)).frame
+    assert frame.loc["original", ["probe_head", "at_noise", "relearn", "ou"]].notna().all()
+    assert math.isnan(frame.loc["original", "at_crop"])
+    model.kept.requires_grad_()  # an inference tensor would refuse
+
+
+def test_models_without_parameters():
+    class Flat(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 3)
+
+    assert report({"flat": Flat().eval()}).frame.loc["flat", "at_test"] == 0
+
+
+def test_names_with_dollars_are_drawn(tmp_path):
+    knows, blind = Reads().eval(), Reads(blind=[1]).eval()
+    report({"$x_{": knows, "a$b": blind}, [blind, blind, Reads(blind=[1, 2]).eval()]).save(tmp_path / "a.html")
+    assert "a$b" in (tmp_path / "a.html").read_text()
+    report({"same": blind}, [blind] * 3).save(tmp_path / "b.html")  # bands without width: nothing to draw
+    assert "half-widths" not in (tmp_path / "b.html").read_text()
 
 
 def test_forgotten_is_what_forget_returns():

@@ -195,8 +195,11 @@ def test_linear_probes():
     labels = torch.tensor([0] * 8 + [1] * 8)
     shows, blank = torch.where(labels == 0, 1.0, -1.0)[:, None], torch.zeros(16, 1)
     both = Outputs(torch.zeros(16, 2).double(), labels, labels == 0, {"early": blank, "late": shows})
-    found = representation.linear_probes(model(both), given(), [])
+    found = representation.linear_probes(model(both), given(model(both)), [])
     assert found == {"probe_early": 0.5, "probe50_early": 0.5, "probe_late": 1, "probe50_late": 1}
+    other = Outputs(torch.zeros(16, 2).double(), labels, labels == 0, {"0.early": shows, "0.late": torch.ones(16, 2)})
+    found = representation.linear_probes(model(other), given(model(both)), [])
+    assert (found["probe_early"], math.isnan(found["probe_late"])) == (1, True)  # by depth; one is of another width
 
 
 def pixels(values, labels):
@@ -341,7 +344,8 @@ def report(small, splits):
 
 
 def test_every_control_reference_and_measure_is_there(report):
-    assert list(report.frame.index[:6]) == ["original", "retrain", *CONTROLS]
+    assert list(report.frame.index[:3]) == ["original", "retrain", "paths"]
+    assert list(report.frame.index[-4:]) == list(CONTROLS)
     assert set(report.measure_of.values()) == set(MEASURES)
     missing = report.frame.loc[["original", "mask", "paths", "zeroed"], list(report.measure_of)].isna()
     assert [(m, c) for m in missing.index for c in missing if missing.loc[m, c]] == [("zeroed", "head_norm")]  # 0 / 0

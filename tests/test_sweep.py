@@ -1,12 +1,14 @@
 """Sweeps: the same result however it is come by; what dies, stops or fails is done again, and nothing twice."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import cloudpickle
 import pandas as pd
 import pytest
+import torch
 
 from zsu import ZsuError, sweep
 from zsu.cli import main
@@ -19,6 +21,17 @@ TASKS = ["Trouser", "Bag"]
 def run(folder, idx, classes=("Trouser", "Bag"), **options):
     options = {"jobs": 1, "seeds": [0]} | OPTIONS | options
     return sweep.run(folder, "fashion-mnist", str(idx), classes, **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Here and in every process: sums over more threads round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +48,7 @@ def same(one, other):
 
 def test_rows_of_every_task(made):
     folder, table = made
-    assert table["method"].tolist() == ["original", "retrain", "bias-shift", "random", "zeroed", "mask"] * 2
+    assert table["method"].tolist() == ["original", "retrain", "mask", "bias-shift", "random", "zeroed"] * 2
     assert table["class_name"].tolist() == ["Trouser"] * 6 + ["Bag"] * 6
     assert sorted(p.name for p in folder.glob("tasks/*.csv")) == ["1-0.csv", "8-0.csv"]
     assert len(list(folder.glob("*/*.safetensors"))) == 5
@@ -147,6 +160,8 @@ def test_all_measures_of_several_originals(idx, tmp_path):
     edits = table[table["method"] == "bias-shift"]
     assert len(edits) == 3
     assert edits[["ulira", "klom"]].notna().all(axis=None)
+    with pytest.raises(ZsuError, match=r"seeds was \[0, 1, 2\], is \[0, 1\]"):  # its numbers look at every seed
+        run(tmp_path, idx, seeds=range(2), controls=False, **options)
 
 
 def test_bad_input_is_refused(idx, tmp_path):
@@ -154,9 +169,27 @@ def test_bad_input_is_refused(idx, tmp_path):
         run(tmp_path, idx, measures=["charm"])
     with pytest.raises(ZsuError, match="1 references"):
         run(tmp_path, idx, references=1)
+    for bad in ({"seeds": []}, {"seeds": [-1]}, {"classes": []}, {"jobs": 0}, {"measures": []}, {"methods": "all"}):
+        with pytest.raises(ZsuError, match=next(iter(bad))):
+            run(tmp_path, idx, **bad)
     (tmp_path / "settings.json").write_text("[1]")
     with pytest.raises(ZsuError, match="no JSON object"):
         run(tmp_path, idx)
+
+
+def test_other_controls_are_other_results(made, idx):
+    with pytest.raises(ZsuError, match="controls was True, is False"):
+        run(made[0], idx, controls=False)
+
+
+def test_damaged_files_are_called_so(made, idx, tmp_path):
+    folder = shutil.copytree(made[0], tmp_path / "copy")
+    file = folder / "tasks" / "1-0.csv"
+    text = file.read_text()
+    for damaged in (text[: len(text) // 2], text.replace("method", "m", 1)):
+        file.write_text(damaged)
+        with pytest.raises(ZsuError, match=r"the table is damaged: rows without .*move it away"):
+            run(folder, idx)
 
 
 def call(capsys, monkeypatch, *arguments):
@@ -181,7 +214,7 @@ def test_the_command_plans_sweeps_and_resumes(idx, tmp_path, capsys, monkeypatch
     file = tmp_path / "out" / "tasks" / "1-0.csv"
     before = file.stat().st_mtime_ns
     code, out, _ = call(capsys, monkeypatch, *command, "--dry-run")
-    assert "0 models to train, 0 audits" in out
+    assert out.startswith("nothing to do")
     assert call(capsys, monkeypatch, *command)[0] == 0
     assert file.stat().st_mtime_ns == before
     assert call(capsys, monkeypatch, *command, "--no-resume")[0] == 0

@@ -388,7 +388,11 @@ def sweep(
     if dry_run:
         print(sweeping.plan(*sweeping.checked(out, data, root, **options), jobs))
         return
-    table = sweeping.run(out, data, root, **options, jobs=jobs, scheduler=scheduler)
+    try:
+        table = sweeping.run(out, data, root, **options, jobs=jobs, scheduler=scheduler)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on with what is done in {out}", file=sys.stderr)
+        raise
     write_atomically(out / "sweep.csv", lambda temporary: table.to_csv(temporary, index=False))
     print(f"{len(table)} rows written to {out / 'sweep.csv'}")
 

@@ -358,9 +358,11 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
 
 
 def class_indices(dataset: Dataset, classes: int | str | Iterable[int | str]) -> list[int]:
-    """Indices of one class or of several, in the order given; errors as `class_index`."""
-    named = [classes] if isinstance(classes, (int, np.integer, str)) else classes
-    return [class_index(dataset, c) for c in named]
+    """Indices of one class or of several, in the order given, each once; errors as `class_index`."""
+    if isinstance(classes, (torch.Tensor, np.ndarray)):
+        classes = classes.tolist()
+    named = classes if isinstance(classes, Iterable) and not isinstance(classes, str) else [classes]
+    return list(dict.fromkeys(class_index(dataset, c) for c in named))
 
 
 def _index_of_name(names: list[str], name: str) -> int | None:

@@ -128,7 +128,12 @@ def run(
         folder, dataset, root, classes, seeds, methods, measures, samples, references, epochs, controls
     )
     data.make_folder(settings.folder / "tasks")
-    data.check_settings(settings.folder / "settings.json", about(settings) | {"measures": list(settings.measures)})
+    same = about(settings) | {"measures": list(settings.measures), "controls": controls}
+    if set(OF_MANY) & set(settings.measures):  # which look at every seed's model
+        same["seeds"] = list(settings.seeds)
+    data.check_settings(settings.folder / "settings.json", same)
+    if not isinstance(jobs, int) or jobs == 0:
+        raise ZsuError(f"jobs is {jobs!r}", where="sweep", remedy="use a number of processes, or -1 for one a core")
     failures = {}
     plan = stages(settings, targets)
     with tqdm(total=sum(map(len, plan)), desc="sweep", unit="task", disable=not progress) as bar:
@@ -141,7 +146,7 @@ def run(
     if failures:
         (task, error), *_ = failures.items()
         what = f"{len(failures)} of {sum(map(len, plan))} tasks failed; {task.kind} {task.target}-{task.seed}: {error}"
-        raise ZsuError(what, where=str(settings.folder / "tasks"), remedy="run it again for those")
+        raise ZsuError(what.rstrip("."), where=str(settings.folder / "tasks"), remedy="run it again for those")
     return collected(settings, targets)
 
 
@@ -159,6 +164,9 @@ def checked(
     controls: bool = True,
 ) -> tuple[Settings, list[int]]:
     """The settings, and the indices of the classes; `ZsuError` for what does not exist."""
+    seeds, methods, measures = ([v] if isinstance(v, (int, str)) else list(v) for v in (seeds, methods, measures))
+    if not seeds or not all(isinstance(s, int) and s >= 0 for s in seeds):
+        raise ZsuError(f"seeds {seeds}", where="sweep", remedy="use some integers >= 0")
     for what, wanted, known in (("methods", methods, ROWS), ("measures", measures, MEASURES)):
         unknown = [m for m in wanted if m not in known]
         if unknown or not wanted:
@@ -166,11 +174,12 @@ def checked(
     if references < 2:
         raise ZsuError(f"{references} references", where="sweep", remedy="use at least 2, so that there is a null")
     splits = loaded(dataset, root)
-    targets = range(len(data.classes(splits.test))) if classes is None else classes
-    targets = list(dict.fromkeys(data.class_index(splits.test, c) for c in targets))
+    targets = data.class_indices(splits.test, range(len(data.classes(splits.test))) if classes is None else classes)
+    if not targets:
+        raise ZsuError("no classes", where="sweep", remedy="name some, or leave them out for all")
     settings = Settings(
         Path(folder).absolute(), dataset, root, tuple(dict.fromkeys(seeds)), tuple(dict.fromkeys(methods)),
-        tuple(measures), controls, samples, references, epochs, data.content_hash(splits),
+        tuple(dict.fromkeys(measures)), controls, samples, references, epochs, data.content_hash(splits),
     )  # fmt: skip
     return settings, targets
 
@@ -401,9 +410,12 @@ def read(file: Path, about: dict | None = None) -> pd.DataFrame:
         board = pd.read_csv(file, engine="python")  # whose floats are exact
     except (OSError, ValueError) as error:
         raise ZsuError(f"not a table of results ({error})", where=str(file), remedy="move it away") from error
+    for key in ("method", *(about or {})):
+        if key not in board or board[key].isna().any():
+            raise ZsuError(f"the table is damaged: rows without {key!r}", where=str(file), remedy="move it away")
     for key, value in (about or {}).items():
-        if key not in board or (board[key].astype(str) != str(value)).any():
-            found = ", ".join(map(str, board[key].unique())) if key in board else "nothing"
+        if (board[key].astype(str) != str(value)).any():
+            found = ", ".join(map(str, board[key].unique()))
             raise ZsuError(
                 f"the table was made with {key} {found}, not {value}", where=str(file), remedy="use another folder"
             )
@@ -420,6 +432,8 @@ def plan(settings: Settings, targets: Sequence[int], jobs: int) -> str:
     """What `run` would do, as text: tasks, time and disk, from one timed training step and one timed batch."""
     splits = loaded(settings.dataset, settings.root)
     trainings, audits = stages(settings, targets)
+    if not trainings and not audits:
+        return f"nothing to do: everything is in {settings.folder}"
     image, _ = splits.train[0]
     model = models.SmallCNN(len(data.classes(splits.train)), image.shape[0])
     batch = torch.rand(100, *image.shape)

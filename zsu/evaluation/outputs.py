@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -79,7 +80,7 @@ def tapped(model: nn.Module, depths: int) -> dict[str, nn.Module]:
     return dict(found[len(found) - 1 - round(i * (len(found) - 1) / max(1, count - 1))] for i in reversed(range(count)))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference mode: a model may keep what it computes
 def run(
     model: nn.Module, dataset: Dataset, layers: dict[str, nn.Module], where: str, digest=None
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -89,8 +90,12 @@ def run(
     if len(dataset) == 0:
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
     outputs, labels, entering = [], [], {name: [] for name in layers}
+
+    def keep(layer, args, kwargs, name):
+        entering[name].append(pooled(args[0] if args else kwargs["input"], layer))
+
     hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: entering[name].append(pooled(args[0], layer)))
+        layer.register_forward_pre_hook(functools.partial(keep, name=name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
@@ -127,7 +132,7 @@ def logits_of(model: nn.Module, x: Tensor, where: str = "audit") -> Tensor:
 
 def placed(x: Tensor, model: nn.Module) -> Tensor:
     """Images on the device and in the dtype of the model."""
-    like = next(model.parameters())
+    like = next(model.parameters(), x)
     return x.to(like.device, like.dtype)
 
 

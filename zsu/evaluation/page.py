@@ -29,7 +29,7 @@ small { display: block; }
 .in { color: var(--inside); } .out { color: var(--outside); }
 img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
 dt { font-weight: 600; margin-top: 1rem; } dd { margin: 0; white-space: pre-line; overflow-wrap: anywhere; }
-td.hash { white-space: normal; overflow-wrap: anywhere; }
+a { color: inherit; } td.hash { white-space: normal; overflow-wrap: anywhere; }
 """
 
 
@@ -60,6 +60,7 @@ that lie in the band although they forgot nothing (or, zeroed, everything); such
 A number inside the band is no proof that the class is forgotten.</p>
 {"<h2>Missing</h2><ul>" + notes + "</ul>" if notes else ""}
 <h2>Numbers</h2>
+<p>Names lead to their definitions. The table scrolls sideways.</p>
 {table(report)}
 <h2>Figures</h2>
 {figures(report)}
@@ -92,7 +93,8 @@ def table(report: Report) -> str:
         tricked = escape(report.tricked(c))
         spent = report.seconds.get(report.measure_of[c], np.nan)
         rows.append(
-            f'<tr><th scope="row">{escape(c)}</th>{"".join(cells)}<td>{band(low, high)}</td>'
+            f'<tr><th scope="row"><a href="#{slug(report.measure_of[c])}">{escape(c)}</a></th>'
+            f"{''.join(cells)}<td>{band(low, high)}</td>"
             f'<td class="text">{tricked}</td><td>{number("s", spent)}</td></tr>'
         )
     for c in COST:
@@ -106,6 +108,7 @@ def table(report: Report) -> str:
     )
 
 
+@plt.rc_context({"text.parse_math": False})  # a model may be called "$x"
 def figures(report: Report) -> str:
     """The drawings, each with a text that says what is seen."""
     frame, routing = report.frame, report.routing
@@ -113,7 +116,7 @@ def figures(report: Report) -> str:
     if {"at_test", "js_forget"} <= set(frame):
         seen = "; ".join(f"{m} At {v.at_test:.1%}, Ag {v.ag_test:.1%}" for m, v in frame.iterrows())
         drawn.append((plots.audit(frame), f"Bars by model. {seen}.", "Accuracy and divergence on test images."))
-    if report.null["low"].notna().any():
+    if (report.null["high"] - report.null["low"] > 1e-9).any():
         outside = {m: sum(report.inside(m, c) is False for c in report.measure_of) for m in frame.index}
         seen = "; ".join(f"{m} {n}" for m, n in outside.items() if m != "retrain")
         drawn.append((
@@ -144,5 +147,11 @@ def definitions(report: Report) -> str:
     parts = []
     for name in dict.fromkeys(report.measure_of.values()):
         columns = ", ".join(c for c, m in report.measure_of.items() if m == name)
-        parts.append(f"<dt>{escape(name)} ({escape(columns)})</dt><dd>{escape(inspect.getdoc(MEASURES[name]))}</dd>")
+        text = escape(inspect.getdoc(MEASURES[name]))
+        parts.append(f'<dt id="{slug(name)}">{escape(name)} ({escape(columns)})</dt><dd>{text}</dd>')
     return "".join(parts)
+
+
+def slug(name: str) -> str:
+    """A measure's name as the place in the page that defines it."""
+    return "measure-" + name.replace(" ", "-")

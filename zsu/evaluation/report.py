@@ -207,7 +207,7 @@ def audit(
     train: Dataset,
     test: Dataset,
     target: int | str | Sequence[int | str],
-    references: Sequence[nn.Module] = (),
+    references: nn.Module | Sequence[nn.Module] = (),
     *,
     measures: Sequence[str] = tuple(MEASURES),
     controls: bool = True,
@@ -231,7 +231,7 @@ def audit(
         Train and test data. Leave the samples that the edit saw out of `test` (`zsu.data.without_samples`).
     target : int or str, or a list of them
         The class forgotten, by index or name, or several that were forgotten together: At is then over all of them.
-    references : sequence of nn.Module
+    references : sequence of nn.Module, or one
         Models retrained from scratch without the class, under different seeds. None: no divergence. One: no band.
     measures : sequence of str
         Names in `MEASURES`. ``zsu.evaluation.BASIC``, accuracy and divergence, takes a tenth of the time of all.
@@ -276,17 +276,26 @@ def audit(
     target = class_indices(test, target)
     for name, dataset in (("train", train), ("test", test)):
         check_split(name, dataset, target)
-    measures = [measures] if isinstance(measures, str) else list(measures)
+    measures = [measures] if isinstance(measures, str) else list(dict.fromkeys(measures))
     unknown = [m for m in measures if m not in MEASURES]
-    if unknown:
+    if unknown or not measures:
         raise ZsuError(f"no measures {unknown}", where="audit", remedy=f"use some of {', '.join(MEASURES)}")
     if not isinstance(forgotten, Mapping):
         remedy = 'pass a mapping from names to results, such as {"paths": forgotten}'
         raise ZsuError(f"the edits are a {type(forgotten).__name__}", where="audit", remedy=remedy)
-    if {"original", "retrain"} & set(forgotten):
-        raise ZsuError("'original' and 'retrain' are rows of the table already", where="audit", remedy="rename")
+    if {"original", "retrain"} & set(forgotten) or not all(isinstance(name, str) and name for name in forgotten):
+        what = f"the edits are named {', '.join(map(repr, forgotten))}"
+        raise ZsuError(what, where="audit", remedy="name them by strings other than 'original' and 'retrain'")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ZsuError(f"seed {seed!r}", where="audit", remedy="pass an integer from 0 to 2**32 - 1")
     results = {name: listed(f) for name, f in forgotten.items()}
-    originals, notes = listed(original), []
+    originals, references, notes = listed(original), listed(references), []
+    for what, several in (("an original", originals), ("a reference", references)):
+        for model in several:
+            if not isinstance(model, nn.Module):
+                raise ZsuError(f"{what} is a {type(model).__name__}", where="audit", remedy="pass an nn.Module")
+    if not originals:
+        raise ZsuError("no original", where="audit", remedy="pass the model before the edit")
     for name, several in results.items():
         if len(several) not in (1, len(originals)):
             what = f"{len(several)} results of {name!r} for {len(originals)} originals"
@@ -295,7 +304,7 @@ def audit(
     x, y = at_hand(test, target)
     if controls:
         made = {name: control(name, originals, x, y, target, seed, notes) for name in CONTROLS if name not in results}
-        results = {name: several for name, several in made.items() if several} | results
+        results |= {name: several for name, several in made.items() if several}
     models = {"original": originals} | {
         name: [f.model if isinstance(f, Forgotten) else f for f in several] for name, several in results.items()
     }
@@ -556,10 +565,11 @@ def fooled(frame: pd.DataFrame, bands: pd.DataFrame, measure_of: dict[str, str])
 
 
 def number(column: str, value: float) -> str:
-    """As text; n/a for NaN."""
+    """As text, without a sign of what rounds to zero; n/a for NaN."""
     if np.isnan(value):
         return "n/a"
-    return f"{value:,.0f}" if column in ("weights_changed", "memory", "relearn") else f"{value:.3f}"
+    digits = 0 if column in ("weights_changed", "memory", "relearn") else 3
+    return f"{round(value, digits) + 0.0:,.{digits}f}"
 
 
 def band(low: float, high: float) -> str:

@@ -37,7 +37,7 @@ def linear_probes(m: Observed, given, references: Sequence[Observed]) -> dict[st
 
     Formula: logistic regression on standardised features (what enters the layer, the mean over positions), train
     images of the class against as many others, all of them ("probe") or 50 of each ("probe50"); balanced accuracy on
-    test images. By layer.
+    test images. By layer of the original; other models by the layer at the same depth, where it is as wide.
     Source: Alain and Bengio 2016 (arXiv:1610.01644).
     Ideal: as a retrained model, which is far above 1/2: features that tell other classes apart serve for this one too.
     Blind spot: a probe finds what is linearly there, not what the model uses; pooling hides where something is.
@@ -47,15 +47,18 @@ def linear_probes(m: Observed, given, references: Sequence[Observed]) -> dict[st
     is_forget, others = m.train.forget.nonzero()[:, 0], (~m.train.forget).nonzero()[:, 0]  # (M, 1) -> (M,)
     number = min(len(is_forget), len(others))
     drawn = [part[torch.randperm(len(part), generator=generator)[:number]] for part in (is_forget, others)]
-    for layer in m.train.features:
+    layers = dict(zip(given.original.train.features, m.train.features, strict=False))
+    for layer, known in given.original.train.features.items():
+        mine = layers.get(layer)
+        comparable = mine is not None and m.train.features[mine].shape == known.shape
         for name, n in (("probe", number), ("probe50", min(SHOTS, number))):
-            if number < FEW:
+            if number < FEW or not comparable:
                 found[f"{name}_{layer}"] = NAN
                 continue
             chosen = torch.cat([part[:n] for part in drawn])
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-            probe.fit(m.train.features[layer][chosen].numpy(), np.repeat([1, 0], n))
-            predicted = probe.predict(m.test.features[layer].numpy())
+            probe.fit(m.train.features[mine][chosen].numpy(), np.repeat([1, 0], n))
+            predicted = probe.predict(m.test.features[mine].numpy())
             found[f"{name}_{layer}"] = balanced_accuracy_score(m.test.forget.numpy(), predicted)
     return found
 

@@ -32,22 +32,26 @@ def robustness(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     per tensor), or all parameters to float16.
     Source: quantisation: Zhang et al. 2024 (arXiv:2410.16454); the rest is common.
     Ideal: as a retrained model.
-    Blind spot: a few fixed changes, no search for the worst one.
+    Blind spot: a few fixed changes, no search for the worst one. Only images (C, H, W) can be cropped.
     """
     x = given.x
     generator = torch.Generator().manual_seed(given.seed)
     noise = NOISE * x.std() * torch.randn(x.shape, generator=generator)
-    side = [round(CROP * s) for s in x.shape[-2:]]
-    top, left = ((s - c) // 2 for s, c in zip(x.shape[-2:], side, strict=True))
-    middle = x[..., top : top + side[0], left : left + side[1]]
-    cropped = F.interpolate(middle, x.shape[-2:], mode="bilinear", align_corners=False)
     return {
         "at_noise": at_on(m.model, given._replace(x=x + noise)),
-        "at_crop": at_on(m.model, given._replace(x=cropped)),
+        "at_crop": at_on(m.model, given._replace(x=cropped(x))) if x.dim() == 4 else NAN,
         "at_brightness": max(at_on(m.model, given._replace(x=b * x)) for b in BRIGHTNESS),
         "at_int8": at_on(stored(m.model, to_int8), given),
         "at_float16": at_on(stored(m.model, lambda w: w.half().to(w.dtype)), given),
     }
+
+
+def cropped(x: Tensor) -> Tensor:
+    """The middle 7/8 of images (N, C, H, W), resized."""
+    side = [round(CROP * s) for s in x.shape[2:]]
+    top, left = ((s - c) // 2 for s, c in zip(x.shape[2:], side, strict=True))
+    middle = x[..., top : top + side[0], left : left + side[1]]
+    return F.interpolate(middle, x.shape[2:], mode="bilinear", align_corners=False)
 
 
 def stored(model: nn.Module, rounded) -> nn.Module:
@@ -100,5 +104,5 @@ def beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), moving)
         forward = walked + (2 * limit / WALK) * gradient.sign()
         forward = torch.minimum(torch.maximum(forward, x - limit), x + limit).clamp(low, high)
-        walked = torch.where(crossed[:, None, None, None], walked, forward)  # (N,) -> (N, 1, 1, 1)
+        walked = torch.where(crossed.view(-1, *[1] * (x.dim() - 1)), walked, forward)  # (N,) -> (N, 1, 1, 1)
     return walked[crossed].detach().cpu()

@@ -125,7 +125,7 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
     Raises
     ------
     ZsuError
-        p and q differ in shape.
+        p and q differ in shape, or a value is negative or not finite.
     """
     if p.shape != q.shape:
         raise ZsuError(
@@ -133,8 +133,13 @@ def jensen_shannon(p: Tensor, q: Tensor) -> float:
             where="jensen_shannon",
             remedy="compare models with the same classes on the same samples",
         )
-    m = (p + q) / 2
-    divergence = torch.special.xlogy(p, p / m).nan_to_num() + torch.special.xlogy(q, q / m).nan_to_num()
+    p, q = p.double(), q.double()
+    for name, values in (("p", p), ("q", q)):
+        if not (values.isfinite().all() and (values >= 0).all()):
+            remedy = "check the model's parameters for NaN, and pass softmax outputs, not logits"
+            raise ZsuError(f"{name} has values that are no probabilities", where="jensen_shannon", remedy=remedy)
+    both = (p + q).clamp(min=torch.finfo(torch.float64).tiny)  # 0 log(0 / 0) = 0
+    divergence = torch.special.xlogy(p, 2 * p / both) + torch.special.xlogy(q, 2 * q / both)
     return float(divergence.sum(1).mean() / 2)
 
 
