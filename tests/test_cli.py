@@ -65,7 +65,7 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     code, again, _ = run(capsys, "audit", "--class", "1", "--patch", str(file), "--out", "audit.html")
     assert code == 0
     found = numbers(again)
-    assert list(found) == ["original", "retrain", "mask", "bias-shift", "random", "zeroed", "paths"]
+    assert list(found) == ["original", "retrain", "paths", "mask", "bias-shift", "random", "zeroed"]
     assert {column: found["paths"][column] for column in table["paths"]} == table["paths"]
     assert {"relearn", "cmia", "ou", "probe_head", "at_int8"} <= set(found["paths"])
     assert "<title>Audit: forgetting Trouser</title>" in (tmp_path / "audit.html").read_text()
