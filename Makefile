@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that wait leave the cores to others.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: book test notebooks models data picture
+.PHONY: book test notebooks release models data picture
 
 book: .venv/installed  ## run every chapter and build the site, from nothing each time
 	rm -rf _build
@@ -18,6 +18,9 @@ test: .venv/installed  ## style, tests, and whether notebooks/ is in step with b
 
 notebooks: .venv/installed  ## make notebooks/ anew from book/
 	$(BIN)/python book/_ext/notebooks.py
+
+release: .venv/installed  ## after `make book`: the site as a zip, each page as a PDF
+	$(BIN)/python book/_ext/release.py
 
 models: .venv/installed  ## train the checkpoints that ship, anew
 	$(BIN)/python -m zsu.training

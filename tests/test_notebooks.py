@@ -1,7 +1,12 @@
 """notebooks/ is made from book/, says the same, and runs where only the package is installed."""
 
+import ast
+import json
+import os
 import re
+import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import jupytext
@@ -12,8 +17,10 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from notebooks import Chapter, ChapterError, notebooks  # noqa: E402
+from test_environment import COLAB, INSTALLED_IN_COLAB  # noqa: E402
 
 MADE = notebooks()
+SOLVED = [name for name in MADE if not name.startswith("exercises/")]
 HEADER = "---\nkernelspec:\n  name: python3\n---\n# Title\n\n"
 
 
@@ -40,7 +47,8 @@ def convert(tmp_path, text):
 
 
 def test_in_step_with_the_book():
-    committed = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "notebooks").glob("*.ipynb")}
+    folder = ROOT / "notebooks"
+    committed = {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in folder.rglob("*.ipynb")}
     assert committed.keys() == MADE.keys(), "run `make notebooks`"
     for file, text in MADE.items():
         assert committed[file] == text, f"notebooks/{file} is not what book/ says; run `make notebooks`"
@@ -52,6 +60,7 @@ def test_valid_and_without_outputs(notebook):
     assert not any(cell.get("outputs") for cell in notebook.cells)
 
 
+@pytest.mark.parametrize("name", SOLVED)
 def test_same_code_as_jupytext_reads(name, notebook):
     chapter = jupytext.read(ROOT / "book" / name.replace(".ipynb", ".md"), fmt="md:myst")
     theirs = [cell.source for cell in chapter.cells if cell.cell_type == "code"]
@@ -79,9 +88,69 @@ def test_first_code_installs_in_colab_without_replacing_anything(notebook):
     assert re.search(pip, install.source)
 
 
-def test_runs(notebook, tmp_path):
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(f"import sys; sys.path.append({str(ROOT)!r})"))
+@pytest.mark.parametrize("name", SOLVED)
+def test_without_solutions(name):
+    """The exercises are there, their solutions are not, and no later cell needs what a solution defines."""
+    solved, unsolved = (nbformat.reads(MADE[n], as_version=4).cells for n in (name, f"exercises/{name}"))
+    shown = [cell.source for cell in unsolved]
+    assert not any("<summary>Solution" in text or "#@title" in text for text in shown)
+    solutions = [cell.source for cell in solved if cell.source.startswith("#@title Solution to ")]
+    assert len([text for text in shown if text.startswith("# Solution to ")]) == len(solutions) == 2
+    assert sum("**Exercise " in text for text in shown) == 2
+    stays = [cell.source for cell in unsolved if cell.cell_type == "code" and "%pip" not in cell.source]
+    there = {node.id for text in stays for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)}
+    only_in_solutions = set().union(*map(defined, solutions)) - set().union(*map(defined, stays))
+    assert not only_in_solutions & there
+
+
+def defined(code):
+    """Names that code binds, at any depth."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    names |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    return names | {
+        (a.asname or a.name).split(".")[0] for n in nodes if isinstance(n, ast.Import | ast.ImportFrom) for a in n.names
+    }
+
+
+@pytest.fixture(scope="session")
+def colab_widgets(tmp_path_factory):
+    """A folder with the ipywidgets that Colab has."""
+    folder = tmp_path_factory.mktemp("colab")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run(
+        [*pip, "--target", folder, f"ipywidgets=={COLAB['ipywidgets']}", "ipython_genutils==0.2.0"], check=True
+    )
+    return folder
+
+
+@pytest.mark.parametrize("name", SOLVED)
+def test_runs_with_the_widgets_of_colab(notebook, tmp_path, colab_widgets, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(colab_widgets), str(ROOT)]))
+    check = f"import ipywidgets; assert ipywidgets.__version__ == {COLAB['ipywidgets']!r}"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(check))
     NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+
+
+def test_pip_would_replace_nothing_in_colab(tmp_path):
+    """pip, asked in an environment that claims to have what Colab has, would install captum and this package alone."""
+    venv.create(tmp_path / "colab", with_pip=False)
+    site = next((tmp_path / "colab").rglob("site-packages"))
+    for name, version in COLAB.items():
+        folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    install = nbformat.reads(MADE[SOLVED[0]], as_version=4).cells[1].source
+    captum = re.search(r'"(captum[^"]*)"', install)[1]
+    for no_deps in (["--no-deps"], []):  # as the notebook does, and as pip would do by itself
+        command = [sys.executable, "-m", "pip", "--python", str(tmp_path / "colab"), "install", "--dry-run", "--quiet"]
+        command += [*no_deps, "--report", str(tmp_path / "report.json"), captum, str(ROOT)]
+        subprocess.run(command, check=True, capture_output=True)
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert {item["metadata"]["name"] for item in report["install"]} == INSTALLED_IN_COLAB | {"zsu"}
 
 
 # -- the conversion ------------------------------------------------------------------------------------------

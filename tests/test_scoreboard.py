@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from zsu import ZsuError, data, plots, sweep
-from zsu.scoreboard import FILE, bench, printed, summary
+from zsu.scoreboard import FILE, bench, load, printed, summary
 from zsu.sweep import read, seen_by
 
 SETTINGS = {"classes": ["Trouser"], "seeds": [0], "samples": 6, "epochs": 6, "progress": False}
@@ -186,3 +186,32 @@ def test_a_method_of_some_classes_only_is_compared_on_these():
     lines = {line.split()[0]: line.split() for line in printed(board).splitlines() if line}
     assert lines["ruin"].count("broken") == 4
     assert "broken" not in lines["edit"]
+
+
+def test_the_tables_that_ship():
+    for dataset, seeds in (("fashion-mini", 3), ("fashion-mnist", 1)):
+        board = load(dataset)
+        assert set(board["data"]) == {dataset}
+        assert board.groupby("method").size().eq(10 * seeds).all()
+        frame = summary(board)
+        assert frame.loc["retrain", "js_ratio"] == pytest.approx(1)
+        assert frame.loc["mask", "at"] == 0
+    with pytest.raises(ZsuError, match="no table of 'mnist' ships. use one of fashion-mini, fashion-mnist"):
+        load("mnist")
+
+
+def test_figure_of_a_budget_marks_it():
+    frame = pd.DataFrame({"at_test": [0.5, 0.0], "ag_test": [0.9, 0.8], "js_forget": [0.3, 0.1], "null": [0.05, 0.05]})
+    frame.index = pd.Index([1, 4], name="neurons")
+    accuracy, divergence = plots.budget(frame, 4).axes
+    assert [line.get_label() for line in accuracy.lines[:2]] == ["Ag", "At"]
+    assert accuracy.lines[1].get_ydata().tolist() == [50, 0]
+    assert divergence.lines[0].get_ydata().tolist() == [0.3, 0.1]
+    assert [axis.lines[-1].get_xdata()[0] for axis in (accuracy, divergence)] == [4, 4]
+
+
+def test_figure_of_images():
+    axes = plots.images(data.load().test.data[:12], [str(i) for i in range(12)]).axes
+    assert len(axes) == 20
+    assert [axis.get_title() for axis in axes[:12]] == [str(i) for i in range(12)]
+    assert sum(len(axis.images) for axis in axes) == 12

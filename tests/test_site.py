@@ -4,7 +4,7 @@ but in CI a missing site or a missing browser fails."""
 import json
 import os
 import re
-import shutil
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -13,13 +13,14 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).parents[1]
-SITE = ROOT / "_build" / "html"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from release import CHROMIUM, SITE, pdf  # noqa: E402
+
 PAGES = [str(path.relative_to(SITE)) for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
 PAGES = [page for page in PAGES if page != "index.html"]  # it only leads on to the first page
 CHAPTERS = [page for page in PAGES if (ROOT / "notebooks" / Path(page).with_suffix(".ipynb").name).exists()]
 WIDGETS = [page for page in PAGES if "jupyter.widget-view" in (SITE / page).read_text(encoding="utf-8")]
-WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
+WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 __test__ = bool(PAGES and CHROMIUM) or "CI" in os.environ
 
@@ -69,9 +70,62 @@ def test_the_site_and_a_browser_are_there():
 
 
 def test_every_chapter_took_its_seconds():
-    seconds = (SITE.parent / "seconds.txt").read_text(encoding="utf-8")
+    text = (SITE.parent / "seconds.txt").read_text(encoding="utf-8")
+    seconds = {name: float(number) for number, name in re.findall(r"^ *([\d.]+) s  (.*)$", text, re.MULTILINE)}
+    assert seconds.keys() == {str(Path(page).with_suffix("")) for page in CHAPTERS} | {"all chapters"}
+    assert max(value for name, value in seconds.items() if name != "all chapters") <= 60
+    assert seconds["all chapters"] <= 360
+    table = (SITE / "book" / "timing.html").read_text(encoding="utf-8")
+    assert all(f">book/{Path(page).stem}<" in table for page in CHAPTERS)
+
+
+def test_each_chapter_says_its_minutes():
     for page in CHAPTERS:
-        assert re.search(rf"^ *\d+\.\d s  {Path(page).with_suffix('')}$", seconds, re.MULTILINE)
+        said = re.search(
+            r'<p class="minutes">About (\d+) minutes .* took (\d+) s', (SITE / page).read_text(encoding="utf-8")
+        )
+        assert 5 <= int(said[1]) <= 25
+        assert int(said[2]) <= 60
+
+
+def test_sitemap_and_previews_of_links():
+    site = re.search(r"html_baseurl: (\S+)", (ROOT / "_config.yml").read_text())[1]
+    listed = re.findall(r"<loc>(.*?)</loc>", (SITE / "sitemap.xml").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(site + page for page in PAGES if page.startswith("book/"))
+    for page in (page for page in PAGES if page.startswith("book/")):
+        text = (SITE / page).read_text(encoding="utf-8")
+        image = re.search(r'<meta property="og:image" content="(.*?)"', text)[1]
+        assert image.startswith(site)
+        assert (SITE / image.removeprefix(site)).exists()
+        assert re.search(r'<meta property="og:title" content=".{4,}"', text)
+        assert re.search(r'<link rel="icon" href="(.*?)"|rel="shortcut icon" href="(.*?)"', text)
+
+
+def test_printed_pages_have_text_alone(browser):
+    page = open_page(browser, CHAPTERS[0])
+    page.emulate_media(media="print")
+    for part in (".bd-sidebar-primary", ".bd-header-article", ".prev-next-footer"):
+        assert page.locator(part).first.is_hidden()
+    assert page.locator("article h1").is_visible()
+    page.close()
+
+
+@pytest.mark.parametrize(("name", "sheets"), [("handout", [1]), ("slides", [13]), ("04_paths", range(5, 20))])
+def test_pdf(browser, name, sheets, tmp_path):
+    pdf(browser, SITE / "book" / f"{name}.html", tmp_path / "page.pdf")
+    assert len(re.findall(rb"/Type /Page\b", (tmp_path / "page.pdf").read_bytes())) in sheets
+
+
+def test_arrow_keys_turn_the_slides(browser):
+    page = open_page(browser, "book/slides.html")
+    seen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        seen.append(page.evaluate(
+            "[...document.querySelectorAll('#slides > section')].filter(s => s.getBoundingClientRect().top < 20).length"
+        ))  # fmt: skip
+    assert seen == [1, 2, 1]
+    page.close()
 
 
 def test_the_site_opens_on_the_introduction(browser):

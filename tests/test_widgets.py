@@ -5,11 +5,13 @@ import io
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import pandas as pd
 import pytest
 
-from zsu import data, models
+from zsu import data, explain, models
 from zsu.errors import ZsuError
-from zsu.widgets import path_explorer, slider
+from zsu.evaluation import Report
+from zsu.widgets import band_explorer, budget_explorer, path_explorer, relevance_explorer, slider
 
 
 @pytest.fixture
@@ -64,3 +66,38 @@ def test_the_path_explorer_has_a_picture_for_each_state_and_says_what_it_shows()
         assert len(set(alts)) == 4
         assert alts[0].startswith(f"The 5 most probable paths of {name}: ")
         assert f"The first leads from head {test.classes.index(name)}, fc " in alts[0]
+
+
+def test_the_relevance_explorer_has_each_rule_and_class_with_the_sum_of_the_map():
+    test = data.load().test
+    model, x = models.bundled(), data.samples(test, "Trouser", 1)
+    choice, rules = parts(relevance_explorer(model, x, test.classes, {"eps": "epsilon", "gamma": "gamma"}, (1, 8)))
+    assert [label for label, _ in choice.options] == ["eps", "gamma"]
+    for rule, inner in zip(("epsilon", "gamma"), rules.children, strict=True):
+        number, pictures = parts(inner)
+        assert [label for label, _ in number.options] == ["Trouser", "Bag"]
+        for c, picture in zip((1, 8), pictures.children, strict=True):
+            heat = explain(model, x, c, rule, edges=False)
+            assert f"logit is {heat.logits[0, c]:.1f}: relevance adds up to {heat.input.sum():.1f}," in picture.value
+
+
+def test_the_budget_explorer_says_each_row():
+    frame = pd.DataFrame({"at_test": [0.5, 0.0], "ag_test": [0.9, 0.8], "js_forget": [0.3, 0.1], "null": [0.05, 0.05]})
+    frame.index = pd.Index([0, 3], name="k")
+    number, pictures = parts(budget_explorer(frame, "neurons"))
+    assert [label for label, _ in number.options] == ["0", "3"]
+    expected = (
+        "With 3 neurons, At is 0.0 %, Ag 80.0 %, and the divergence from retrained models 0.100 nats, of the null"
+    )
+    assert f"{expected} 0.050." in pictures.children[1].value
+
+
+def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
+    null = pd.DataFrame({"mean": [0.0, 0.5], "low": [0.0, 0.4], "high": [0.0, 0.6]}, index=["at_test", "js_forget"])
+    frame = pd.DataFrame({"at_test": [1, 0, 0], "js_forget": [0.9, 0.5, 0.45]}, index=["original", "retrain", "edit"])
+    measure_of = {"at_test": "accuracy", "js_forget": "divergence"}
+    report = Report(frame.assign(broken=False), null, {}, pd.DataFrame(), {}, [], {}, measure_of)
+    number, pictures = parts(band_explorer(report))
+    assert [label for label, _ in number.options] == ["js_forget"]
+    said = "js_forget: the null band is 0.4 to 0.6. Inside: edit. Outside: original."
+    assert f'alt="{said}"' in pictures.children[0].value

@@ -23,7 +23,7 @@ __all__ = [
 ]  # fmt: skip
 
 MODULES = "data models training rules composites relevance comparison graph paths perturb selection".split()
-MODULES += "rerouting peers forgetting evaluation sweep scoreboard reproduce plots widgets".split()
+MODULES += "rerouting peers forgetting evaluation sweep scoreboard reproduce plots widgets doctor".split()
 
 
 def __getattr__(name: str):

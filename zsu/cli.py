@@ -461,6 +461,19 @@ def data(
         print(f"{index:>4}  {label:<20} {counts[0][index]:>7,} train {counts[1][index]:>7,} test")
 
 
+@app.command(epilog="Example: zsu doctor")
+def doctor():
+    """Check in ten seconds whether this machine is ready for the course, and say what to do where it is not."""
+    from .doctor import check
+
+    findings = check()
+    for finding in findings:
+        print(finding)
+    wrong = sum(not finding.ok for finding in findings)
+    print(f"{wrong} to mend; then run `zsu doctor` again." if wrong else "Ready for the course.")
+    raise typer.Exit(1 if wrong else 0)
+
+
 def prepare(
     model: Path | None, arch: str | None, data: str, root: str, size: int | None, trusted: bool
 ) -> tuple[nn.Module, Splits]:

@@ -24,6 +24,30 @@ HEAT = "RdBu_r"  # red speaks for the class, blue against it, white is 0
 ORANGE, BLUE, GREY = "#b34700", "#20639b", "#767676"  # also told apart without colour vision
 
 
+def images(x: Tensor, titles: list[str] | None = None) -> Figure:
+    """Images side by side, at most 10 in a row.
+
+    Parameters
+    ----------
+    x : Tensor (N, C, H, W)
+        Images in [0, 1], C 1 or 3.
+    titles : list of str, optional
+        One for each image.
+    """
+    columns = min(10, len(x))
+    rows = -(-len(x) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.1 * columns, 1.35 * rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.axis("off")
+    for i, (axis, image) in enumerate(zip(axes.flat, x, strict=False)):
+        draw_image(axis, image)
+        if titles:
+            axis.set_title(titles[i], fontsize="small")
+    return figure
+
+
 def heatmaps(x: Tensor, relevance: Relevance | Tensor, titles: list[str] | None = None) -> Figure:
     """Images above their input relevance, each map on its own symmetric scale.
 
@@ -223,6 +247,50 @@ def audit(frame: pd.DataFrame) -> Figure:
     if not np.isnan(retrain):
         axes[2].axvline(retrain, color=ORANGE, linestyle="--", linewidth=1.5)
     axes[0].invert_yaxis()
+    return figure
+
+
+def budget(frame: pd.DataFrame, at: float) -> Figure:
+    """What an edit does as its budget grows: accuracies (left) and divergence (right), one budget marked.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        One row a budget, its index; columns at_test, ag_test, js_forget, and null, the divergence of retrained models.
+    at : number
+        The budget to mark.
+    """
+    figure, (accuracy, divergence) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    for column, colour, marker, label in (("ag_test", BLUE, "o", "Ag"), ("at_test", ORANGE, "s", "At")):
+        accuracy.plot(frame.index, 100 * frame[column], color=colour, marker=marker, markersize=4, label=label)
+    divergence.plot(frame.index, frame["js_forget"], color=BLUE, marker="o", markersize=4, label="edited model")
+    divergence.plot(frame.index, frame["null"], color=ORANGE, linestyle="--", label="null")
+    accuracy.set(ylabel="accuracy (%)", ylim=(-4, 104))
+    divergence.set(ylabel="JS to retrained models (nats)", ylim=(0, None))
+    for axis in (accuracy, divergence):
+        axis.axvline(at, color=GREY, linewidth=6, alpha=0.3)
+        axis.set(xlabel=frame.index.name)
+        axis.legend(frameon=False)
+        sns.despine(ax=axis)
+    return figure
+
+
+def band(report: Report, column: str) -> Figure:
+    """Of an audit: one number of every model, beside the band in which one more retrained model would lie."""
+    values = report.frame[column].mask(report.frame["broken"] & (report.measure_of[column] != "accuracy")).dropna()
+    low, high, mean = report.null.loc[column, ["low", "high", "mean"]]
+    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1), layout="constrained")
+    if low < high:
+        axis.axvspan(low, high, color=GREY, alpha=0.3, linewidth=0, label="null band")
+    axis.axvline(mean, color=GREY, linestyle="--", linewidth=1, label="mean of retrained models")
+    for row, (model, value) in enumerate(values.items()):
+        outside = report.inside(model, column) is False
+        axis.scatter(value, row, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
+        axis.annotate(f"{value:.3g}", (value, row), (7, 0), textcoords="offset points", va="center")
+    axis.set(xlabel=column, yticks=range(len(values)), yticklabels=values.index, ylim=(len(values) - 0.5, -0.5))
+    axis.margins(x=0.15)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    sns.despine(ax=axis)
     return figure
 
 

@@ -1,4 +1,4 @@
-"""A slider that works with a kernel, in Colab, and on a page that has none."""
+"""Sliders that work with a kernel, in Colab, and on a page that has none."""
 
 import base64
 import html
@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import ipywidgets
 import matplotlib.pyplot as plt
+import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from . import plots
+from .composites import Rules
 from .errors import ZsuError
+from .evaluation import Report
 from .graph import build_graph
 from .paths import find_paths
-from .relevance import explain_contrast
+from .relevance import explain_contrast, explain_each
 
 # With the slider the bar of tabs says nothing new. (p- is what ipywidgets 7 calls it, lm- what 8 does.)
 HIDE_TABS = "<style>.zsu-frames > .p-TabBar, .zsu-frames > .lm-TabBar { display: none !important }</style>"
@@ -60,6 +63,75 @@ def slider(frames: list[tuple[str, Figure | bytes | ipywidgets.Widget, str]], de
     return ipywidgets.VBox([ipywidgets.HTML(HIDE_TABS), choice, pictures])
 
 
+def relevance_explorer(
+    model: nn.Module, x: Tensor, names: Sequence[str], rules: Mapping[str, Rules], classes: Sequence[int]
+) -> ipywidgets.VBox:
+    """Heat maps of one image: one slider for the rule, one for the class that is asked about.
+
+    Parameters
+    ----------
+    model : nn.Module
+    x : Tensor (1, C, H, W)
+        The image.
+    names : sequence of str
+        Of all classes.
+    rules : mapping of str to rules
+        What `zsu.explain` takes as rules, by the name to show.
+    classes : sequence of int
+        Whose logits to explain.
+    """
+    outer = []
+    for label, rule in rules.items():
+        frames = []
+        for c, heat in zip(classes, explain_each(model, x, list(classes), rule, edges=False), strict=True):
+            logit, total, size = float(heat.logits[0, c]), float(heat.input.sum()), float(heat.input.abs().sum())
+            figure = plots.heatmaps(x, heat)
+            figure.set_size_inches(2.6, 4)
+            figure.set_dpi(72)
+            alt = f"Heat map by the rule {label} for the class {names[c]}, whose logit is {logit:.1f}: "
+            alt += f"relevance adds up to {total:.1f}, its size to {size:.1f}."
+            frames.append((names[c], png(figure), alt))
+        outer.append((label, slider(frames, "class"), f"heat maps by the rule {label}"))
+    return slider(outer, "rule")
+
+
+def budget_explorer(frame: pd.DataFrame, what: str) -> ipywidgets.VBox:
+    """Accuracies and divergence against the budget of an edit, by a slider for the budget.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As `zsu.plots.budget` takes it.
+    what : str
+        What a budget counts, for the alt text.
+    """
+    frames = []
+    for budget, row in frame.iterrows():
+        alt = f"With {budget} {what}, At is {100 * row['at_test']:.1f} %, Ag {100 * row['ag_test']:.1f} %, and the "
+        alt += f"divergence from retrained models {row['js_forget']:.3f} nats, of the null {row['null']:.3f}."
+        figure = plots.budget(frame, budget)
+        figure.set_dpi(72)
+        frames.append((f"{budget}", png(figure), alt))
+    return slider(frames, "budget")
+
+
+def band_explorer(report: Report) -> ipywidgets.VBox:
+    """Each number of an audit that has a null band, one picture a number, by a slider for the number."""
+    frames = []
+    for column in report.measure_of:
+        low, high = report.null.loc[column, ["low", "high"]]
+        if not low < high:  # no band
+            continue
+        states = {model: report.inside(model, column) for model in report.frame.index}
+        inside, outside = ([m for m, state in states.items() if state is wanted] for wanted in (True, False))
+        alt = f"{column}: the null band is {low:.3g} to {high:.3g}. Inside: {', '.join(inside) or 'none'}. "
+        alt += f"Outside: {', '.join(outside) or 'none'}."
+        figure = plots.band(report, column)
+        figure.set_dpi(72)
+        frames.append((column, png(figure), alt))
+    return slider(frames, "number")
+
+
 def path_explorer(
     model: nn.Module, samples: Mapping[int, Tensor], names: Sequence[str], numbers: Sequence[int] = (30, 1000)
 ) -> ipywidgets.VBox:
@@ -90,17 +162,20 @@ def path_explorer(
                 figure.set_size_inches(7, 3.5)
                 figure.set_dpi(72)
                 figure.axes[0].set_title(f"{name}{label}: {len(found):,} paths, {100 * found.share[-1]:.3g} %")
-                frames.append((f"{k:,}{label}", figure, alt))
+                frames.append((f"{k:,}{label}", png(figure), alt))
         classes.append((name, slider(frames, "paths"), f"paths of {name}"))
     return slider(classes, "class")
 
 
 def image_tag(picture: Figure | bytes, alt: str) -> str:
     """The picture as an <img> that holds its own data."""
-    if isinstance(picture, Figure):
-        buffer = io.BytesIO()
-        picture.savefig(buffer, format="png", bbox_inches="tight")
-        plt.close(picture)
-        picture = buffer.getvalue()
-    data = base64.b64encode(picture).decode("ascii")
+    data = base64.b64encode(png(picture) if isinstance(picture, Figure) else picture).decode("ascii")
     return f'<img alt="{html.escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a file; it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    plt.close(figure)
+    return buffer.getvalue()

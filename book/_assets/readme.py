@@ -1,4 +1,4 @@
-"""The picture of the README: `make picture`. Six trousers, their heat maps, and the paths of the class."""
+"""The picture of the README, and the card of link previews: `make picture`. Six trousers, their heat maps, the paths."""
 
 from pathlib import Path
 
@@ -17,10 +17,19 @@ parts = [
     plots.heatmaps(x[:6], zsu.explain(model, x[:6], trouser, rules="gamma")),
     plots.paths(zsu.find_paths(relevance, k=30)),
 ]
-figure, axes = plt.subplots(2, 1, figsize=(8, 6.6), height_ratios=[3.3, 4], layout="constrained")
-for axis, part in zip(axes, parts, strict=True):
+for part in parts:
     part.set_dpi(120)
     part.canvas.draw()
-    axis.imshow(part.canvas.buffer_rgba())
-    axis.axis("off")
-figure.savefig(Path(__file__).with_suffix(".png"), dpi=110)
+
+
+def save(name: str, width: float, height: float, dpi: int) -> None:
+    """Both parts, one above the other."""
+    figure, axes = plt.subplots(2, 1, figsize=(width, height), height_ratios=[3.3, 4], layout="constrained")
+    for axis, part in zip(axes, parts, strict=True):
+        axis.imshow(part.canvas.buffer_rgba())
+        axis.axis("off")
+    figure.savefig(Path(__file__).with_name(name), dpi=dpi)
+
+
+save("readme.png", 8, 6.6, 110)
+save("card.png", 12, 6.3, 100)  # 1200 x 630 pixels

@@ -1,5 +1,7 @@
 """Turn the chapters book/NN_name.md into notebooks/NN_name.ipynb for Colab: python book/_ext/notebooks.py
 
+Beside them notebooks/exercises/NN_name.ipynb, for workshops, has an empty cell in place of each solution.
+
 A notebook knows nothing of MyST, so each directive and each role that a chapter uses is put into plain
 Markdown here. One that is not known raises, with its file and line, instead of slipping through.
 """
@@ -99,9 +101,11 @@ class Chapter:
     `strict` off) fills it, a second one uses it.
     """
 
-    def __init__(self, path: Path, labels: dict[str, str], bibliography: dict, repository: str, strict: bool):
+    def __init__(
+        self, path: Path, labels: dict[str, str], bibliography: dict, repository: str, strict: bool, solved: bool = True
+    ):
         self.path, self.labels, self.bibliography = path, labels, bibliography
-        self.repository, self.strict = repository, strict
+        self.repository, self.strict, self.solved = repository, strict, solved
         self.number = int(path.name[:2])
         self.counts = {"equation": 0, "figure": 0, "exercise": 0}
         self.footnotes, self.cells, self.solution, self.line = {}, [], None, 1
@@ -134,12 +138,16 @@ class Chapter:
         start = lines.index("---", 1) + 1  # behind the header
         for block in blocks(lines[start:], start + 1, self.path):
             self.line = block.line
-            if block.name == "code-cell":
-                self.add_code(block)
-            elif block.name == "solution-start":
+            if block.name == "solution-start":
                 self.solution = self.solution_title(block)
+                if not self.solved:
+                    self.add_code(Block("code-cell", block.line, [f"# {self.solution}: yours"]))
             elif block.name == "solution-end":
                 self.solution = None
+            elif not self.solved and (self.solution or block.name == "solution"):
+                continue
+            elif block.name == "code-cell":
+                self.add_code(block)
             else:
                 text = self.markdown(block)
                 self.add_text(folded(self.solution, text) if self.solution and text.strip() else text)
@@ -161,7 +169,7 @@ class Chapter:
         if "myst_nb" in source:
             raise self.error(f"of myst_nb a notebook has only {GLUE_IMPORT!r}, on a line of its own")
         metadata = {"tags": block.options["tags"]} if block.options.get("tags") else {}
-        if self.solution:  # folded, in Colab and in Jupyter
+        if self.solution and self.solved:  # folded, in Colab and in Jupyter
             source = f"#@title {self.solution}\n{source}"
             metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
         self.cells.append({"cell_type": "code", "source": source, "metadata": metadata})
@@ -342,7 +350,7 @@ def notebook(path: Path, cells: list[dict], install: str) -> nbformat.NotebookNo
 
 
 def notebooks(root: Path = ROOT) -> dict[str, str]:
-    """The notebooks of all chapters under root/book, as file name -> text."""
+    """The notebooks of all chapters under root/book, and those without solutions, as file name -> text."""
     repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
     install = install_cell(repository, (root / "pyproject.toml").read_text(encoding="utf-8"))
     bibliography = parse_file(str(root / "book" / "references.bib")).entries
@@ -352,17 +360,18 @@ def notebooks(root: Path = ROOT) -> dict[str, str]:
         Chapter(path, labels, bibliography, repository, strict=False).convert()
     made = {}
     for path in paths:
-        cells = Chapter(path, labels, bibliography, repository, strict=True).convert()
-        made[f"{path.stem}.ipynb"] = nbformat.writes(notebook(path, cells, install)) + "\n"
+        for solved, name in ((True, f"{path.stem}.ipynb"), (False, f"exercises/{path.stem}.ipynb")):
+            cells = Chapter(path, labels, bibliography, repository, strict=True, solved=solved).convert()
+            made[name] = nbformat.writes(notebook(path, cells, install)) + "\n"
     return made
 
 
 def main() -> int:
     folder = ROOT / "notebooks"
-    folder.mkdir(exist_ok=True)
+    (folder / "exercises").mkdir(parents=True, exist_ok=True)
     made = notebooks()
-    for old in folder.glob("*.ipynb"):
-        if old.name not in made:
+    for old in folder.rglob("*.ipynb"):
+        if str(old.relative_to(folder)) not in made:
             old.unlink()
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,5 +1,12 @@
 """Sphinx extension: the last touches to each page."""
 
+import os
+import re
+
+from docutils import nodes
+
+WORDS_A_MINUTE = 150  # of a text with formulas
+
 
 def colab_opens_notebook(app, pagename, templatename, context, doctree):
     """The Colab button of book/X.md opens notebooks/X.ipynb."""
@@ -16,7 +23,26 @@ def references_are_list_items(app, pagename, templatename, context, doctree):
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 
+def minutes_in_front(app, pagename, templatename, context, doctree):
+    """Below the title of a page with code: minutes to read, from its words, and the seconds that its code took."""
+    seconds = app.env.nb_metadata.get(pagename, {}).get("exec_data", {}).get("runtime")
+    if seconds is None or doctree is None:
+        return
+    paragraphs = (p.astext() for p in doctree.findall(nodes.paragraph))
+    minutes = round(sum(len(text.split()) for text in paragraphs) / WORDS_A_MINUTE)
+    line = f"About {minutes} minutes to read, and the exercises. The code took {seconds:.0f} s on {os.cpu_count()} cores."
+    context["body"] = context["body"].replace("</h1>", f'</h1>\n<p class="minutes">{line}</p>', 1)
+
+
+def plain_bars_and_stars(app, what, name, obj, options, lines):
+    """In docstrings, outside ``code``, |R| is an absolute value and CLASS/* a pattern, not markup."""
+    bar_or_star = re.compile(r"(``.*?``|^ *\* |\*\*)|([|*])")
+    lines[:] = [bar_or_star.sub(lambda m: m[1] or "\\" + m[2], line) for line in lines]
+
+
 def setup(app):
+    app.connect("autodoc-process-docstring", plain_bars_and_stars, priority=400)  # before napoleon
     app.connect("html-page-context", colab_opens_notebook, priority=900)  # after the theme has made the buttons
     app.connect("html-page-context", references_are_list_items)
+    app.connect("html-page-context", minutes_in_front)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,57 @@
+"""zsu doctor: on this machine, and on broken ones."""
+
+import importlib.metadata
+
+import pytest
+from packaging.requirements import Requirement
+
+from zsu import cli, doctor
+
+
+def test_this_machine_is_ready_and_each_part_is_looked_at():
+    findings = {finding.what: finding for finding in doctor.check()}
+    assert list(findings) == ["python", "packages", "memory", "disk", "course", "notebooks"]
+    assert all(findings[what].ok for what in ("python", "packages", "course"))
+    assert "trousers recognised 97% before, 0% after" in findings["course"].found
+
+
+def test_a_missing_and_an_old_package(monkeypatch):
+    version = importlib.metadata.version
+    there = {"numba": "0.1"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: there.get(name) or version(name))
+    finding = doctor.packages()
+    assert not finding.ok
+    assert "numba>=0.60" in finding.found
+    assert finding.remedy == 'pip install "numba>=0.60"'
+    assert str(finding).startswith("FIX  packages: missing or too old: numba>=0.60\n       -> pip install")
+    assert not doctor.installed(Requirement("a-package-that-is-not-there"))
+
+
+def test_what_raises_is_a_finding_with_a_remedy(monkeypatch):
+    def broken():
+        raise RuntimeError("no such library")
+
+    broken.__name__ = "course"
+    monkeypatch.setattr(doctor, "course", broken)
+    finding = next(f for f in doctor.check() if f.what == "course")
+    assert not finding.ok
+    assert finding.found == "RuntimeError: no such library"
+    assert "pip install" in finding.remedy
+
+
+def test_no_program_for_notebooks(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert not doctor.notebooks().ok
+    assert not doctor.is_there("a.package.that.is.not.there")
+
+
+@pytest.mark.parametrize(("ok", "code", "last"), [(True, 0, "Ready for the course."), (False, 1, "1 to mend")])
+def test_the_command_ends_in_its_verdict(ok, code, last, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "check", lambda: [doctor.Finding("disk", ok, "2 GB", "make room")])
+    monkeypatch.setattr("sys.argv", ["zsu", "doctor"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    printed = capsys.readouterr().out
+    assert last in printed.splitlines()[-1]
+    assert ("-> make room" in printed) is not ok

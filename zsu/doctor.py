@@ -1,0 +1,135 @@
+"""check(): is this machine ready for the course? In about ten seconds, with what to do where it is not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+MEMORY, DISK = 4, 1  # GB
+SECONDS = 60  # that a chapter may take
+
+
+class Finding(NamedTuple):
+    """One line of `check`: what was looked at, whether it will do, what was found, and what to do about it."""
+
+    what: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        remedy = f"\n       -> {self.remedy}" if not self.ok else ""
+        return f"{'ok' if self.ok else 'FIX':<4} {self.what}: {self.found}{remedy}"
+
+
+def check() -> list[Finding]:
+    """Look at Python, the packages, memory, disk, the bundled data and models, speed, and notebooks.
+
+    Returns
+    -------
+    list of Finding
+        Each ``.ok`` or with a ``.remedy``. Nothing is installed or changed; what raises is a finding too.
+    """
+    findings = []
+    for look in (python, packages, memory, disk, course, notebooks):
+        try:
+            findings.append(look())
+        except Exception as error:  # whatever a broken installation raises
+            remedy = "install the package anew: pip install --force-reinstall zsu"
+            findings.append(Finding(look.__name__, False, f"{type(error).__name__}: {error}", remedy))
+    return findings
+
+
+def python() -> Finding:
+    """Python itself."""
+    wanted = Requirement(f"python{importlib.metadata.metadata('zsu')['Requires-Python']}")
+    found = platform.python_version()
+    return Finding("python", Version(found) in wanted.specifier, f"{found} in {sys.prefix}", f"install {wanted}")
+
+
+def packages() -> Finding:
+    """What the kernel needs, by its own metadata."""
+    lines = [Requirement(line) for line in importlib.metadata.requires("zsu")]
+    wrong = [str(need) for need in lines if need.marker is None and not installed(need)]
+    found = f"missing or too old: {', '.join(wrong)}" if wrong else f"{sum(n.marker is None for n in lines)} as needed"
+    return Finding("packages", not wrong, found, "pip install " + " ".join(f'"{name}"' for name in wrong))
+
+
+def installed(need: Requirement) -> bool:
+    """Whether the package is there in a version that will do."""
+    try:
+        return Version(importlib.metadata.version(need.name)) in need.specifier
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def memory() -> Finding:
+    """Main memory."""
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return Finding("memory", True, "not known on this system")
+    found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return Finding("memory", found >= MEMORY, f"{found:.0f} GB", f"use a machine with {MEMORY} GB, or Colab")
+
+
+def disk() -> Finding:
+    """Room for what chapters write."""
+    folder = tempfile.gettempdir()
+    with tempfile.TemporaryFile():
+        free = shutil.disk_usage(folder).free / 1e9
+    return Finding("disk", free >= DISK, f"{free:.0f} GB free in {folder}", f"make room for {DISK} GB, or set TMPDIR")
+
+
+def course() -> Finding:
+    """Forget a class with the bundled data and models: right result, and fast enough?"""
+    import torch
+
+    from . import data, models
+    from .forgetting import forget
+
+    begin = time.perf_counter()
+    test, model = data.load().test, models.bundled()
+    target = data.class_index(test, "Trouser")
+    x = data.samples(test, target)
+    edited = forget(model, x, target, "mask").model
+    with torch.no_grad():
+        before, after = ((m(x).argmax(1) == target).double().mean() for m in (model, edited))
+    explained = seconds_of(lambda: forget(model, x, target, "lra-npp"))
+    device = f"GPU: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU, which is fine"
+    found = (
+        f"trousers recognised {before:.0%} before, {after:.0%} after a mask; relevance and cut in {explained:.1f} s; "
+    )
+    found += f"{torch.get_num_threads()} threads, {device}"
+    ok = bool(before > 0.9 and after == 0 and time.perf_counter() - begin < SECONDS)
+    return Finding("course", ok, found, "close other programs; or work in Colab")
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall clock of one call."""
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def notebooks() -> Finding:
+    """A program that opens notebooks, here or in the browser."""
+    there = [name for name in ("jupyterlab", "notebook", "google.colab") if is_there(name)]
+    return Finding("notebooks", bool(there), ", ".join(there) or "none", "pip install jupyterlab, or work in Colab")
+
+
+def is_there(name: str) -> bool:
+    """Whether a module can be imported."""
+    try:
+        return find_spec(name) is not None
+    except ModuleNotFoundError:  # not even the package above it
+        return False
