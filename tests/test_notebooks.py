@@ -16,8 +16,9 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from notebooks import Chapter, ChapterError, notebooks  # noqa: E402
 from test_environment import COLAB, INSTALLED_IN_COLAB  # noqa: E402
+
+from notebooks import Chapter, ChapterError, notebooks  # noqa: E402
 
 MADE = notebooks()
 SOLVED = [name for name in MADE if not name.startswith("exercises/")]

@@ -1,4 +1,4 @@
-"""Sphinx extension: write the seconds that each chapter's code took to _build/seconds.txt, and fail above the limits."""
+"""Sphinx extension: write the seconds of each chapter's code to _build/seconds.txt, and fail above the limits."""
 
 from pathlib import Path
 
