@@ -6,7 +6,6 @@ import importlib.metadata
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -55,7 +54,7 @@ def python() -> Finding:
     """Python itself."""
     wanted = Requirement(f"python{importlib.metadata.metadata('zsu')['Requires-Python']}")
     found = platform.python_version()
-    return Finding("python", Version(found) in wanted.specifier, f"{found} in {sys.prefix}", f"install {wanted}")
+    return Finding("python", Version(found) in wanted.specifier, found, f"install {wanted}")
 
 
 def packages() -> Finding:

@@ -330,7 +330,7 @@ def bundled(kind: str = "original", seed: int = 0) -> SmallCNN:
         ``"original"``, trained on all ten classes, or ``"retrained"``, trained from scratch without
         class 1, Trouser: the reference that forgetting is measured against.
     seed : int
-        0 to 7. ``bundled()`` is *the* original; the others tell how much training varies by itself.
+        0 to 7. ``bundled()`` is the one of the course; the others tell how much training varies by itself.
 
     Returns
     -------

@@ -131,7 +131,8 @@ def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     "anamnesis" divides by the mean of the references.
     Source: anamnesis index of Chundawat et al. 2023 (arXiv:2201.05629), as relearn time in steps.
     Ideal: anamnesis 1: neither sooner nor later than a model that never knew the class.
-    Blind spot: depends on rate and batch; a very low bias takes many steps to undo by gradients and none by hand.
+    Blind spot: depends on rate and batch; a constant far below, as a mask's, is not undone in 100 steps, so that the
+    class returns only when all else has been moved out of its way; by hand it takes none.
     """
     generator = torch.Generator().manual_seed(given.seed)
     parts = [torch.nonzero(o)[:, 0].tolist() for o in (m.train.forget, ~m.train.forget)]  # (M, 1) -> (M,)
