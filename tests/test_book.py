@@ -1,7 +1,9 @@
 """What every chapter has: read from the sources, so that no built site is needed."""
 
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import pytest
@@ -10,6 +12,9 @@ import yaml
 import zsu
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+from seconds import ExtensionError, write_seconds  # noqa: E402
+
 CHAPTERS = sorted((ROOT / "book").glob("[0-9][0-9]_*.md"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
 INTERACTIVE = {
@@ -127,3 +132,20 @@ def test_the_reference_has_all_public_names():
 def test_no_absolute_path_of_a_machine_is_in_the_book():
     for path in PAGES:
         assert not re.search(r"/(home|root|work|Users)/", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "message"),
+    [({"a": 59.0, "b": 1.0}, None), ({"a": 61.0}, "over 60 s: a;"), (dict.fromkeys("abcdefg", 55.0), "385 s of 360")],
+)
+def test_the_build_fails_where_a_chapter_or_the_book_takes_too_long(runtimes, message, tmp_path):
+    metadata = {doc: {"exec_data": {"runtime": seconds}} for doc, seconds in runtimes.items()} | {"plain": {}}
+    app = SimpleNamespace(
+        builder=SimpleNamespace(format="html"), env=SimpleNamespace(nb_metadata=metadata), outdir=tmp_path / "html"
+    )
+    if message is None:
+        write_seconds(app, None)
+    else:
+        with pytest.raises(ExtensionError, match=message):
+            write_seconds(app, None)
+    assert f"{runtimes['a']:7.1f} s  a\n" in (tmp_path / "seconds.txt").read_text()

@@ -127,6 +127,15 @@ def test_arrow_keys_turn_the_slides(browser):
     page.close()
 
 
+def test_search_works_without_a_server(browser):
+    page = browser.new_page()
+    page.goto((SITE / "search.html").as_uri() + "?q=amplification")
+    page.wait_for_selector("#search-results li a")
+    found = page.eval_on_selector_all("#search-results li a", "links => links.map(link => link.href)")
+    assert any("02_relevance_by_hand.html" in link for link in found)
+    page.close()
+
+
 def test_quiet_and_at_home(page):
     assert page.problems == []
 
