@@ -215,3 +215,12 @@ def test_figure_of_images():
     assert len(axes) == 20
     assert [axis.get_title() for axis in axes[:12]] == [str(i) for i in range(12)]
     assert sum(len(axis.images) for axis in axes) == 12
+
+
+def test_figures_refuse_what_they_cannot_draw():
+    x = data.samples(data.load().test, "Trouser", 2)
+    for images, titles in ((x[:0], None), (x[0], None), (x.expand(2, 2, 28, 28), None), (x, ["one"])):
+        with pytest.raises(ZsuError, match="images of shape"):
+            plots.images(images, titles)
+    with pytest.raises(ZsuError, match="no column ag_test, js_forget, null"):
+        plots.budget(pd.DataFrame({"at_test": [1.0]}), 0)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 
-from zsu import data, explain, models
+from zsu import data, explain, models, plots
 from zsu.errors import ZsuError
 from zsu.evaluation import Report
 from zsu.widgets import band_explorer, budget_explorer, path_explorer, relevance_explorer, slider
@@ -101,3 +101,13 @@ def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
     assert [label for label, _ in number.options] == ["js_forget"]
     said = "js_forget: the null band is 0.4 to 0.6. Inside: edit. Outside: original."
     assert f'alt="{said}"' in pictures.children[0].value
+
+
+def test_no_band_no_explorer():
+    null = pd.DataFrame({"mean": [0.0], "low": [float("nan")], "high": [float("nan")]}, index=["at_test"])
+    frame = pd.DataFrame({"at_test": [1.0], "broken": [False]}, index=["original"])
+    report = Report(frame, null, {}, pd.DataFrame(), {}, [], {}, {"at_test": "accuracy"})
+    with pytest.raises(ZsuError, match="no number of this audit has a band. audit with at least two references"):
+        band_explorer(report)
+    with pytest.raises(ZsuError, match="no number 'ag'. use one of at_test"):
+        plots.band(report, "ag")

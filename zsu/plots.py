@@ -33,7 +33,15 @@ def images(x: Tensor, titles: list[str] | None = None) -> Figure:
         Images in [0, 1], C 1 or 3.
     titles : list of str, optional
         One for each image.
+
+    Raises
+    ------
+    ZsuError
+        No images, images of another shape, or another number of titles.
     """
+    if x.ndim != 4 or not len(x) or x.shape[1] not in (1, 3) or (titles and len(titles) != len(x)):
+        what = f"images of shape {tuple(x.shape)}" + (f" and {len(titles)} titles" if titles else "")
+        raise ZsuError(what, where="images", remedy="pass (N, 1 or 3, H, W), and a title for each or none")
     columns = min(10, len(x))
     rows = -(-len(x) // columns)
     figure, axes = plt.subplots(
@@ -259,7 +267,15 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
         One row a budget, its index; columns at_test, ag_test, js_forget, and null, the divergence of retrained models.
     at : number
         The budget to mark.
+
+    Raises
+    ------
+    ZsuError
+        A column is missing.
     """
+    missing = {"at_test", "ag_test", "js_forget", "null"} - set(frame.columns)
+    if missing:
+        raise ZsuError(f"no column {', '.join(sorted(missing))}", where="budget", remedy="give one row a budget")
     figure, (accuracy, divergence) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
     for column, colour, marker, label in (("ag_test", BLUE, "o", "Ag"), ("at_test", ORANGE, "s", "At")):
         accuracy.plot(frame.index, 100 * frame[column], color=colour, marker=marker, markersize=4, label=label)
@@ -276,7 +292,16 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
 
 
 def band(report: Report, column: str) -> Figure:
-    """Of an audit: one number of every model, beside the band in which one more retrained model would lie."""
+    """Of an audit: one number of every model, beside the band in which one more retrained model would lie.
+
+    Raises
+    ------
+    ZsuError
+        The audit has no such number.
+    """
+    if column not in report.measure_of:
+        known = ", ".join(report.measure_of)
+        raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
     values = report.frame[column].mask(report.frame["broken"] & (report.measure_of[column] != "accuracy")).dropna()
     low, high, mean = report.null.loc[column, ["low", "high", "mean"]]
     figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1), layout="constrained")

@@ -116,7 +116,13 @@ def budget_explorer(frame: pd.DataFrame, what: str) -> ipywidgets.VBox:
 
 
 def band_explorer(report: Report) -> ipywidgets.VBox:
-    """Each number of an audit that has a null band, one picture a number, by a slider for the number."""
+    """Each number of an audit that has a null band, one picture a number, by a slider for the number.
+
+    Raises
+    ------
+    ZsuError
+        No number has a band.
+    """
     frames = []
     for column in report.measure_of:
         low, high = report.null.loc[column, ["low", "high"]]
@@ -129,6 +135,9 @@ def band_explorer(report: Report) -> ipywidgets.VBox:
         figure = plots.band(report, column)
         figure.set_dpi(72)
         frames.append((column, png(figure), alt))
+    if not frames:
+        remedy = "audit with at least two references, three for measures that compare pairs"
+        raise ZsuError("no number of this audit has a band", where="band_explorer", remedy=remedy)
     return slider(frames, "number")
 
 
