@@ -5,7 +5,8 @@ function reachWide() {
     else wide.removeAttribute("tabindex");
   }
 }
-addEventListener("load", () => window.MathJax?.startup?.promise?.then(reachWide));
+// Not every page has formulas.
+addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(reachWide));
 addEventListener("resize", reachWide);
 
 // On the page of slides the arrow keys go from one to the next.
