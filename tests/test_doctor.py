@@ -5,7 +5,7 @@ import importlib.metadata
 import pytest
 from packaging.requirements import Requirement
 
-from zsu import cli, doctor
+from zsu import ZsuError, cli, doctor, models
 
 
 def test_this_machine_is_ready_and_each_part_is_looked_at():
@@ -27,6 +27,30 @@ def test_a_missing_and_an_old_package(monkeypatch):
     assert not doctor.installed(Requirement("a-package-that-is-not-there"))
 
 
+def test_a_damaged_model_is_found(monkeypatch):
+    bundled = models.bundled
+
+    def damaged(kind="original", seed=0):
+        if (kind, seed) == ("retrained", 3):
+            raise ZsuError("damaged", where="retrained-trouser-3.safetensors")
+        return bundled(kind, seed)
+
+    monkeypatch.setattr(models, "bundled", damaged)
+    finding = next(f for f in doctor.check() if f.what == "course")
+    assert not finding.ok
+    assert "retrained-trouser-3" in finding.found
+    assert "install the package anew" in finding.remedy
+
+
+def test_a_wrong_model_is_not_called_slow(monkeypatch):
+    model = models.bundled()
+    model.head.bias.data[1] -= 11
+    monkeypatch.setattr(models, "bundled", lambda *_: model)
+    finding = doctor.course()
+    assert not finding.ok
+    assert "install zsu anew" in finding.remedy
+
+
 def test_what_raises_is_a_finding_with_a_remedy(monkeypatch):
     def broken():
         raise RuntimeError("no such library")
@@ -36,7 +60,7 @@ def test_what_raises_is_a_finding_with_a_remedy(monkeypatch):
     finding = next(f for f in doctor.check() if f.what == "course")
     assert not finding.ok
     assert finding.found == "RuntimeError: no such library"
-    assert "pip install" in finding.remedy
+    assert "install the package anew" in finding.remedy
 
 
 def test_no_program_for_notebooks(monkeypatch):

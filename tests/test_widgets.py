@@ -81,6 +81,14 @@ def test_the_relevance_explorer_has_each_rule_and_class_with_the_sum_of_the_map(
             assert f"logit is {heat.logits[0, c]:.1f}: relevance adds up to {heat.input.sum():.1f}," in picture.value
 
 
+def test_the_relevance_explorer_wants_one_image_and_all_names():
+    test, model = data.load().test, models.bundled()
+    x = data.samples(test, "Trouser", 2)
+    for images, names in ((x, test.classes), (x[:0], test.classes), (x[:1], test.classes[:3])):
+        with pytest.raises(ZsuError, match="pass one image"):
+            relevance_explorer(model, images, names, {"eps": "epsilon"}, [8])
+
+
 def test_the_budget_explorer_says_each_row():
     frame = pd.DataFrame({"at_test": [0.5, 0.0], "ag_test": [0.9, 0.8], "js_forget": [0.3, 0.1], "null": [0.05, 0.05]})
     frame.index = pd.Index([0, 3], name="k")
@@ -94,12 +102,13 @@ def test_the_budget_explorer_says_each_row():
 
 def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
     null = pd.DataFrame({"mean": [0.0, 0.5], "low": [0.0, 0.4], "high": [0.0, 0.6]}, index=["at_test", "js_forget"])
-    frame = pd.DataFrame({"at_test": [1, 0, 0], "js_forget": [0.9, 0.5, 0.45]}, index=["original", "retrain", "edit"])
+    rows = ["original", "retrain", "an edit for $5 or $6"]
+    frame = pd.DataFrame({"at_test": [1, 0, 0], "js_forget": [0.9, 0.5, 0.45]}, index=rows)
     measure_of = {"at_test": "accuracy", "js_forget": "divergence"}
     report = Report(frame.assign(broken=False), null, {}, pd.DataFrame(), {}, [], {}, measure_of)
     number, pictures = parts(band_explorer(report))
     assert [label for label, _ in number.options] == ["js_forget"]
-    said = "js_forget: the null band is 0.4 to 0.6. Inside: edit. Outside: original."
+    said = "js_forget: the null band is 0.4 to 0.6. Inside: an edit for $5 or $6. Outside: original."
     assert f'alt="{said}"' in pictures.children[0].value
 
 

@@ -52,7 +52,7 @@ def images(x: Tensor, titles: list[str] | None = None) -> Figure:
     for i, (axis, image) in enumerate(zip(axes.flat, x, strict=False)):
         draw_image(axis, image)
         if titles:
-            axis.set_title(titles[i], fontsize="small")
+            axis.set_title(titles[i], fontsize="small", parse_math=False)
     return figure
 
 
@@ -312,7 +312,12 @@ def band(report: Report, column: str) -> Figure:
         outside = report.inside(model, column) is False
         axis.scatter(value, row, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
         axis.annotate(f"{value:.3g}", (value, row), (7, 0), textcoords="offset points", va="center")
-    axis.set(xlabel=column, yticks=range(len(values)), yticklabels=values.index, ylim=(len(values) - 0.5, -0.5))
+    axis.set(
+        xlabel=column,
+        yticks=range(len(values)),
+        yticklabels=values.index.str.replace("$", r"\$"),
+        ylim=(len(values) - 0.5, -0.5),
+    )
     axis.margins(x=0.15)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     sns.despine(ax=axis)

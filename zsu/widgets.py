@@ -79,7 +79,17 @@ def relevance_explorer(
         What `zsu.explain` takes as rules, by the name to show.
     classes : sequence of int
         Whose logits to explain.
+
+    Raises
+    ------
+    ZsuError
+        Not one image, or too few names; and what `explain` refuses.
     """
+    if len(x) != 1 or len(names) <= max(classes, default=0):
+        what = f"{len(x)} images, and {len(names)} names for classes {list(classes)}"
+        raise ZsuError(
+            what, where="relevance_explorer", remedy="pass one image (1, C, H, W), and the names of all classes"
+        )
     outer = []
     for label, rule in rules.items():
         frames = []

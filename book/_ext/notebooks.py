@@ -151,6 +151,8 @@ class Chapter:
             else:
                 text = self.markdown(block)
                 self.add_text(folded(self.solution, text) if self.solution and text.strip() else text)
+        if self.solution:
+            raise self.error(f"{self.solution!r} is never ended")
         return [cell for cell in self.cells if cell["source"]]
 
     def add_text(self, text: str) -> None:
@@ -168,7 +170,10 @@ class Chapter:
         source = "\n".join(block.body).strip("\n").replace(GLUE_IMPORT, GLUE_PRINTS)
         if "myst_nb" in source:
             raise self.error(f"of myst_nb a notebook has only {GLUE_IMPORT!r}, on a line of its own")
-        metadata = {"tags": block.options["tags"]} if block.options.get("tags") else {}
+        tags = block.options.get("tags") or []
+        if "remove-cell" in tags and "glue(" not in source:  # checks of the book, which a reader's edits would break
+            return
+        metadata = {"tags": tags} if tags else {}
         if self.solution and self.solved:  # folded, in Colab and in Jupyter
             source = f"#@title {self.solution}\n{source}"
             metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
@@ -361,7 +366,7 @@ def notebooks(root: Path = ROOT) -> dict[str, str]:
     made = {}
     for path in paths:
         for solved, name in ((True, f"{path.stem}.ipynb"), (False, f"exercises/{path.stem}.ipynb")):
-            cells = Chapter(path, labels, bibliography, repository, strict=True, solved=solved).convert()
+            cells = Chapter(path, dict(labels), bibliography, repository, strict=True, solved=solved).convert()
             made[name] = nbformat.writes(notebook(path, cells, install)) + "\n"
     return made
 

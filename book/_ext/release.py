@@ -33,7 +33,9 @@ def main() -> int:
         return 1
     shutil.rmtree(RELEASE, ignore_errors=True)
     RELEASE.mkdir()
-    shutil.make_archive(str(RELEASE / "zsu-book"), "zip", SITE)
+    shutil.copytree(SITE, RELEASE / "zsu-book")
+    shutil.make_archive(str(RELEASE / "zsu-book"), "zip", RELEASE, "zsu-book")  # with one folder at its top
+    shutil.rmtree(RELEASE / "zsu-book")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         for page in sorted((SITE / "book").glob("*.html")):
