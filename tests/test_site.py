@@ -127,6 +127,13 @@ def test_arrow_keys_turn_the_slides(browser):
     page.close()
 
 
+def test_the_site_opens_on_the_introduction(browser):
+    page = browser.new_page()
+    page.goto((SITE / "index.html").as_uri())
+    page.wait_for_url("**/book/intro.html")
+    page.close()
+
+
 def test_search_works_without_a_server(browser):
     page = browser.new_page()
     page.goto((SITE / "search.html").as_uri() + "?q=amplification")

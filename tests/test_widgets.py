@@ -102,13 +102,13 @@ def test_the_budget_explorer_says_each_row():
 
 def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
     null = pd.DataFrame({"mean": [0.0, 0.5], "low": [0.0, 0.4], "high": [0.0, 0.6]}, index=["at_test", "js_forget"])
-    rows = ["original", "retrain", "an edit for $5 or $6"]
+    rows = ["original", "retrain", r"an edit $\foo$ for $5"]
     frame = pd.DataFrame({"at_test": [1, 0, 0], "js_forget": [0.9, 0.5, 0.45]}, index=rows)
     measure_of = {"at_test": "accuracy", "js_forget": "divergence"}
     report = Report(frame.assign(broken=False), null, {}, pd.DataFrame(), {}, [], {}, measure_of)
     number, pictures = parts(band_explorer(report))
     assert [label for label, _ in number.options] == ["js_forget"]
-    said = "js_forget: the null band is 0.4 to 0.6. Inside: an edit for $5 or $6. Outside: original."
+    said = r"js_forget: the null band is 0.4 to 0.6. Inside: an edit $\foo$ for $5. Outside: original."
     assert f'alt="{said}"' in pictures.children[0].value
 
 

@@ -8,7 +8,6 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -60,12 +59,12 @@ def python() -> Finding:
 
 def packages() -> Finding:
     """What the kernel needs, by its own metadata."""
-    lines = [Requirement(line) for line in importlib.metadata.requires("zsu")]
-    wrong = [str(need) for need in lines if need.marker is None and not installed(need)]
+    needs = [need for need in map(Requirement, importlib.metadata.requires("zsu")) if need.marker is None]  # no extras
+    wrong = [str(need) for need in needs if not installed(need)]
     if not wrong:  # do they work?
         for module in ("plots", "widgets", "comparison"):
             import_module(f"zsu.{module}")
-    found = f"missing or too old: {', '.join(wrong)}" if wrong else f"{sum(n.marker is None for n in lines)} as needed"
+    found = f"missing or too old: {', '.join(wrong)}" if wrong else f"{len(needs)} as needed"
     return Finding("packages", not wrong, found, "pip install " + " ".join(f'"{name}"' for name in wrong))
 
 
@@ -111,7 +110,9 @@ def course() -> Finding:
     edited = forget(model, x, target, "mask").model
     with torch.no_grad():
         before, after = ((m(x).argmax(1) == target).double().mean() for m in (model, edited))
-    explained = seconds_of(lambda: forget(model, x, target, "lra-npp"))
+    start = time.perf_counter()
+    forget(model, x, target, "lra-npp")
+    explained = time.perf_counter() - start
     device = f"GPU: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU, which is fine"
     found = (
         f"trousers recognised {before:.0%} before, {after:.0%} after a mask; relevance and cut in {explained:.1f} s; "
@@ -121,13 +122,6 @@ def course() -> Finding:
         return Finding("course", False, found, "the bundled data or model are not what they were: install zsu anew")
     fast = time.perf_counter() - begin < SECONDS
     return Finding("course", fast, found, "too slow: close other programs, or work in Colab")
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall clock of one call."""
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
 
 
 def notebooks() -> Finding:

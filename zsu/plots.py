@@ -5,6 +5,8 @@ Each function draws into axes that it makes, or is given, and returns the figure
 
 from __future__ import annotations
 
+import io
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -291,6 +293,7 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
     return figure
 
 
+@plt.rc_context({"text.parse_math": False})  # a model may be called "$x"
 def band(report: Report, column: str) -> Figure:
     """Of an audit: one number of every model, beside the band in which one more retrained model would lie.
 
@@ -302,7 +305,7 @@ def band(report: Report, column: str) -> Figure:
     if column not in report.measure_of:
         known = ", ".join(report.measure_of)
         raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
-    values = report.frame[column].mask(report.frame["broken"] & (report.measure_of[column] != "accuracy")).dropna()
+    values = report.frame[column].mask([report.text(m, column) == "broken" for m in report.frame.index]).dropna()
     low, high, mean = report.null.loc[column, ["low", "high", "mean"]]
     figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1), layout="constrained")
     if low < high:
@@ -312,12 +315,7 @@ def band(report: Report, column: str) -> Figure:
         outside = report.inside(model, column) is False
         axis.scatter(value, row, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
         axis.annotate(f"{value:.3g}", (value, row), (7, 0), textcoords="offset points", va="center")
-    axis.set(
-        xlabel=column,
-        yticks=range(len(values)),
-        yticklabels=values.index.str.replace("$", r"\$"),
-        ylim=(len(values) - 0.5, -0.5),
-    )
+    axis.set(xlabel=column, yticks=range(len(values)), yticklabels=values.index, ylim=(len(values) - 0.5, -0.5))
     axis.margins(x=0.15)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
     sns.despine(ax=axis)
@@ -377,6 +375,14 @@ def scoreboard(board: pd.DataFrame) -> Figure:
     axes[2].axvspan(low.min(), high.max(), color=GREY, alpha=0.4, linewidth=0)
     axes[2].set_xscale("log")
     return figure
+
+
+def png(figure: Figure, **options) -> bytes:
+    """The figure as a file, with what `savefig` takes; it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", **options)
+    plt.close(figure)
+    return buffer.getvalue()
 
 
 def draw_image(axis: Axes, image: Tensor) -> None:

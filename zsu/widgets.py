@@ -2,11 +2,9 @@
 
 import base64
 import html
-import io
 from collections.abc import Mapping, Sequence
 
 import ipywidgets
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from .graph import build_graph
 from .paths import find_paths
 from .relevance import explain_contrast, explain_each
 
+SMALL = {"dpi": 72, "bbox_inches": "tight"}  # pictures, of which a page holds many
 # With the slider the bar of tabs says nothing new. (p- is what ipywidgets 7 calls it, lm- what 8 does.)
 HIDE_TABS = "<style>.zsu-frames > .p-TabBar, .zsu-frames > .lm-TabBar { display: none !important }</style>"
 
@@ -97,10 +96,9 @@ def relevance_explorer(
             logit, total, size = float(heat.logits[0, c]), float(heat.input.sum()), float(heat.input.abs().sum())
             figure = plots.heatmaps(x, heat)
             figure.set_size_inches(2.6, 4)
-            figure.set_dpi(72)
             alt = f"Heat map by the rule {label} for the class {names[c]}, whose logit is {logit:.1f}: "
             alt += f"relevance adds up to {total:.1f}, its size to {size:.1f}."
-            frames.append((names[c], png(figure), alt))
+            frames.append((names[c], plots.png(figure, **SMALL), alt))
         outer.append((label, slider(frames, "class"), f"heat maps by the rule {label}"))
     return slider(outer, "rule")
 
@@ -120,8 +118,7 @@ def budget_explorer(frame: pd.DataFrame, what: str) -> ipywidgets.VBox:
         alt = f"With {budget} {what}, At is {100 * row['at_test']:.1f} %, Ag {100 * row['ag_test']:.1f} %, and the "
         alt += f"divergence from retrained models {row['js_forget']:.3f} nats, of the null {row['null']:.3f}."
         figure = plots.budget(frame, budget)
-        figure.set_dpi(72)
-        frames.append((f"{budget}", png(figure), alt))
+        frames.append((f"{budget}", plots.png(figure, **SMALL), alt))
     return slider(frames, "budget")
 
 
@@ -143,8 +140,7 @@ def band_explorer(report: Report) -> ipywidgets.VBox:
         alt = f"{column}: the null band is {low:.3g} to {high:.3g}. Inside: {', '.join(inside) or 'none'}. "
         alt += f"Outside: {', '.join(outside) or 'none'}."
         figure = plots.band(report, column)
-        figure.set_dpi(72)
-        frames.append((column, png(figure), alt))
+        frames.append((column, plots.png(figure, **SMALL), alt))
     if not frames:
         remedy = "audit with at least two references, three for measures that compare pairs"
         raise ZsuError("no number of this audit has a band", where="band_explorer", remedy=remedy)
@@ -179,22 +175,14 @@ def path_explorer(
                 alt += f"flow. The first leads from {layers}."
                 figure = plots.paths(found, k)
                 figure.set_size_inches(7, 3.5)
-                figure.set_dpi(72)
                 figure.axes[0].set_title(f"{name}{label}: {len(found):,} paths, {100 * found.share[-1]:.3g} %")
-                frames.append((f"{k:,}{label}", png(figure), alt))
+                frames.append((f"{k:,}{label}", plots.png(figure, **SMALL), alt))
         classes.append((name, slider(frames, "paths"), f"paths of {name}"))
     return slider(classes, "class")
 
 
 def image_tag(picture: Figure | bytes, alt: str) -> str:
     """The picture as an <img> that holds its own data."""
-    data = base64.b64encode(png(picture) if isinstance(picture, Figure) else picture).decode("ascii")
+    picture = plots.png(picture, bbox_inches="tight") if isinstance(picture, Figure) else picture
+    data = base64.b64encode(picture).decode("ascii")
     return f'<img alt="{html.escape(alt)}" style="max-width: 100%" src="data:image/png;base64,{data}">'
-
-
-def png(figure: Figure) -> bytes:
-    """The figure as a file; it is closed."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    plt.close(figure)
-    return buffer.getvalue()

@@ -25,7 +25,7 @@ def references_are_list_items(app, pagename, templatename, context, doctree):
 
 def minutes_in_front(app, pagename, templatename, context, doctree):
     """Below the title of a page with code: minutes to read, from its words, and the seconds that its code took."""
-    seconds = app.env.nb_metadata.get(pagename, {}).get("exec_data", {}).get("runtime")
+    seconds = (app.env.nb_metadata.get(pagename, {}).get("exec_data") or {}).get("runtime")
     if seconds is None or doctree is None:
         return
     paragraphs = (p.astext() for p in doctree.findall(nodes.paragraph))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import inspect
-import io
+from base64 import b64encode
 from html import escape
 
 import numpy as np
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
 from .. import plots
 from .report import COST, MEASURES, Report, band, number
@@ -128,18 +126,10 @@ def figures(report: Report) -> str:
     seen = "; ".join(f"{m} mostly {p.idxmax()} ({p.max():.0%})" for m, p in routing.iterrows())
     drawn.append((plots.routing(routing), f"Table of shades. {seen}.", "Where test images of the class go."))
     return "".join(
-        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{png(figure)}"><figcaption>{escape(caption)}'
+        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{b64encode(plots.png(figure, dpi=120)).decode()}"><figcaption>{escape(caption)}'
         "</figcaption></figure>"
         for figure, alt, caption in drawn
     )
-
-
-def png(figure: Figure) -> str:
-    """A figure as base64 text; it is closed."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    plt.close(figure)
-    return base64.b64encode(file.getvalue()).decode()
 
 
 def definitions(report: Report) -> str:
