@@ -126,8 +126,8 @@ def figures(report: Report) -> str:
     seen = "; ".join(f"{m} mostly {p.idxmax()} ({p.max():.0%})" for m, p in routing.iterrows())
     drawn.append((plots.routing(routing), f"Table of shades. {seen}.", "Where test images of the class go."))
     return "".join(
-        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{b64encode(plots.png(figure, dpi=120)).decode()}"><figcaption>{escape(caption)}'
-        "</figcaption></figure>"
+        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,'
+        f'{b64encode(plots.png(figure, dpi=120)).decode()}"><figcaption>{escape(caption)}</figcaption></figure>'
         for figure, alt, caption in drawn
     )
 
