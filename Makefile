@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that wait leave the cores to others.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: book test notebooks release models data picture
+.PHONY: book test large notebooks release models data picture
 
 book: .venv/installed  ## run every chapter and build the site, from nothing each time
 	rm -rf _build
@@ -16,7 +16,10 @@ test: .venv/installed  ## style, tests, and whether notebooks/ is in step with b
 	$(BIN)/ruff check .
 	@$(BIN)/python -m pytest
 
-notebooks: .venv/installed  ## make notebooks/ anew from book/
+large: .venv/installed  ## the tests that take long: every notebook, as it is and as a reader changes it
+	@$(BIN)/python -m pytest -m large
+
+notebooks: .venv/installed  ## make notebooks/ anew from book/, with the values of the last `make book`
 	$(BIN)/python book/_ext/notebooks.py
 
 release: .venv/installed  ## after `make book`: the site as a zip, each page as a PDF

@@ -13,10 +13,11 @@ import zsu
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from seconds import ExtensionError, write_seconds  # noqa: E402
+import seconds  # noqa: E402
 
 CHAPTERS = sorted((ROOT / "book").glob("[0-9][0-9]_*.md"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
+COLUMNS = 84  # of code, that a page shows beside its sidebars
 INTERACTIVE = {
     "03_rules_and_composites": "relevance_explorer",
     "04_paths": "path_explorer",
@@ -94,6 +95,14 @@ def test_the_numbers_in_the_text_are_computed_and_asserted(chapter):
     assert len(re.findall(r"^ *assert ", code, re.MULTILINE)) >= 5
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_code_is_as_narrow_as_its_column(page):
+    text = page.read_text(encoding="utf-8")
+    fences = re.findall(r"^(`{3,})(?:python|bash|\{code-cell\}).*?\n(.*?)^\1$", text, re.M | re.S)
+    code = "\n".join(re.sub(r"\A---\n.*?^---$", "", body, flags=re.M | re.S) for _, body in fences)
+    assert [line for line in code.split("\n") if len(line) > COLUMNS] == []
+
+
 def test_every_figure_of_a_cell_has_alt_text(chapter):
     text = chapter.read_text(encoding="utf-8")
     for block in re.findall(r"^```\{code-cell\}.*?\n(.*?)^```$", text, re.M | re.S):
@@ -135,17 +144,26 @@ def test_no_absolute_path_of_a_machine_is_in_the_book():
 
 
 @pytest.mark.parametrize(
-    ("runtimes", "message"),
-    [({"a": 59.0, "b": 1.0}, None), ({"a": 61.0}, "over 60 s: a;"), (dict.fromkeys("abcdefg", 55.0), "385 s of 360")],
+    ("runtimes", "pace", "message"),
+    [
+        ({"a": 59.0, "b": 1.0}, 0.5, None),
+        ({"a": 61.0}, 0.5, "over 60 s: a;"),
+        (dict.fromkeys("abcdefg", 55.0), 1.0, "385 s of 360"),
+        (dict.fromkeys("abcdefg", 80.0), 2.0, None),
+        ({"a": 121.0, "b": 1.0}, 2.0, "over 60 s: a;.* 2.0 times"),
+    ],
 )
-def test_the_build_fails_where_a_chapter_or_the_book_takes_too_long(runtimes, message, tmp_path):
-    metadata = {doc: {"exec_data": {"runtime": seconds}} for doc, seconds in runtimes.items()} | {"plain": {}}
+def test_the_build_fails_where_a_chapter_or_the_book_takes_too_long(runtimes, pace, message, tmp_path, monkeypatch):
+    """On a machine as fast as that of the bundled models, and in proportion on a slower one."""
+    monkeypatch.setattr(seconds, "pace", lambda: pace)
+    metadata = {doc: {"exec_data": {"runtime": taken}} for doc, taken in runtimes.items()} | {"plain": {}}
     app = SimpleNamespace(
         builder=SimpleNamespace(format="html"), env=SimpleNamespace(nb_metadata=metadata), outdir=tmp_path / "html"
     )
+    seconds.pace_before(app, None, [])
     if message is None:
-        write_seconds(app, None)
+        seconds.write_seconds(app, None)
     else:
-        with pytest.raises(ExtensionError, match=message):
-            write_seconds(app, None)
+        with pytest.raises(seconds.ExtensionError, match=message):
+            seconds.write_seconds(app, None)
     assert f"{runtimes['a']:7.1f} s  a\n" in (tmp_path / "seconds.txt").read_text()

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +20,7 @@ from torch import nn
 from torch.utils.data import Subset, TensorDataset
 
 import zsu.models
-from zsu import Forgotten, ZsuError, audit, forget
+from zsu import Forgotten, ZsuError, audit, forget, plots
 from zsu.data import Images, load, samples, without_samples
 from zsu.evaluation import BASIC, CONTROLS, MEASURES, accuracy, jensen_shannon, predict
 
@@ -457,6 +458,21 @@ def test_the_page_in_a_browser(saved, width, scheme):
         found = Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}).response
         assert not [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]]
         browser.close()
+
+
+@pytest.mark.parametrize("references", [0, 2])
+def test_figure_of_an_audit_begins_with_the_divergence_and_says_what_is_missing(references):
+    never_saw = [Reads(blind=(1,)).eval() for _ in range(references)]
+    found = run({"lost": Fixed([0.0, 0.0, 9.0]).eval()}, never_saw)
+    figure = plots.audit(found)
+    plt.close(figure)
+    shown = {axis.get_xlabel().split()[0]: [text.get_text() for text in axis.texts] for axis in figure.axes}
+    assert list(shown) == ["JS", "At:", "Ag:"]
+    assert shown["JS"] == (["0.693", "0.000", "broken"] if references else ["n/a", "n/a", "broken"])
+    assert shown["At:"] == ["100.0", "0.0" if references else "n/a", "0.0"]
+    assert shown["Ag:"] == ["100.0", "100.0" if references else "n/a", "33.3"]
+    assert [len(axis.lines) for axis in figure.axes] == [min(references, 1), 0, 0]  # the null, where there is one
+    assert all(axis.get_xlim()[0] == 0 for axis in figure.axes)
 
 
 def test_another_ending_is_refused(saved, tmp_path):

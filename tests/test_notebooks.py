@@ -1,17 +1,20 @@
 """notebooks/ is made from book/, says the same, and runs where only the package is installed."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import types
 import venv
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +25,8 @@ from notebooks import Chapter, ChapterError, notebooks  # noqa: E402
 
 MADE = notebooks()
 SOLVED = [name for name in MADE if not name.startswith("exercises/")]
+VALUES = json.loads((ROOT / "book" / "values.json").read_text(encoding="utf-8"))
+CLASSES = ["01_data_and_models", "03_rules_and_composites", "04_paths", "05_perturbing_paths", "06_has_it_forgotten"]
 HEADER = "---\nkernelspec:\n  name: python3\n---\n# Title\n\n"
 
 
@@ -64,17 +69,33 @@ def test_valid_and_without_outputs(notebook):
 @pytest.mark.parametrize("name", SOLVED)
 def test_same_code_as_jupytext_reads(name, notebook):
     chapter = jupytext.read(ROOT / "book" / name.replace(".ipynb", ".md"), fmt="md:myst")
-    theirs = [cell.source for cell in chapter.cells if cell.cell_type == "code" and not only_checks(cell)]
-    ours = [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]  # without the install cell
-    assert len(ours) == len(theirs)
-    for mine, yours in zip(ours, theirs, strict=True):
-        if "myst_nb" not in yours:
-            assert re.sub(r"\A#@title .*\n", "", mine) == yours
+    theirs = [
+        cell.source.replace("from myst_nb import glue\n", "")
+        for cell in chapter.cells
+        if cell.cell_type == "code" and "remove-cell" not in cell.metadata.get("tags", [])
+    ]
+    ours = [cell.source for cell in notebook.cells if cell.cell_type == "code"][1:]  # without the set-up cell
+    assert [re.sub(r"\A#@title .*\n", "", source) for source in ours] == theirs
 
 
-def only_checks(cell):
-    """A hidden cell that computes nothing for the text; it stays in the book."""
-    return "remove-cell" in cell.metadata.get("tags", []) and "glue(" not in cell.source
+def test_cells_and_names_of_the_build_are_left_out(name, notebook):
+    """The values are in the text, and no cell of the build or name of a value is."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert not re.search(r"\bglue\b|myst_nb", code)
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    page = (ROOT / "book" / Path(name).with_suffix(".md").name).read_text(encoding="utf-8")
+    values = VALUES.get(Path(name).stem, {})
+    assert values.keys() == set(re.findall(r"\{glue:text\}`([^`]*)`", page))
+    for value_name, value in values.items():
+        assert value
+        assert f"`{value_name}`" not in text.replace(f"`{value}`", "")
+    if not name.startswith("exercises/"):
+        assert all(value in text for value in values.values())
+
+
+def test_a_note_for_developers_is_in_the_metadata(name, notebook):
+    assert f"Made from book/{Path(name).with_suffix('.md').name} by `make notebooks`" in notebook.metadata["zsu"]
+    assert not any("make notebooks" in cell.source for cell in notebook.cells)
 
 
 def test_no_myst_is_left(notebook):
@@ -85,13 +106,65 @@ def test_no_myst_is_left(notebook):
             assert not re.search(myst, text, re.MULTILINE), text
 
 
-def test_first_code_installs_in_colab_without_replacing_anything(notebook):
+def set_up_cell(notebook):
+    return next(cell for cell in notebook.cells if cell.cell_type == "code").source
+
+
+def test_every_notebook_begins_with_the_same_set_up(notebook):
     assert notebook.cells[0].source.startswith("# ")
-    install = notebook.cells[1]
-    assert install.cell_type == "code"
-    assert 'if "google.colab" in sys.modules:' in install.source
-    pip = r'%pip install --quiet --no-deps "captum>=[\d.]+" "git\+https://github\.com/[\w./-]+"'
-    assert re.search(pip, install.source)
+    source = set_up_cell(notebook)
+    assert source == set_up_cell(nbformat.reads(MADE[SOLVED[0]], as_version=4))
+    assert re.search(r'^REPO = "https://github\.com/[\w./-]+"  # ?@param', source, re.MULTILINE)
+    assert "torch" not in re.sub("#.*", "", source)  # the environment is set before it is imported
+
+
+def run_set_up(monkeypatch, there, colab, address_is_right=True):
+    """Run the set-up cell where only `there` is installed; what pip was asked for, and the result."""
+    there, asked = set(there), []
+
+    def pip(line):
+        asked.append(line)
+        there.update(["captum"] if "captum" in line else ["zsu"] if address_is_right else [])
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in {"captum", "zsu"} - there else find(name)
+    )
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if colab:
+        monkeypatch.setitem(sys.modules, "google.colab", types.ModuleType("google.colab"))
+    shell = InteractiveShell()
+    shell.register_magic_function(pip, magic_name="pip")
+    result = shell.run_cell(set_up_cell(nbformat.reads(MADE[SOLVED[0]], as_version=4)))
+    return asked, result
+
+
+@pytest.mark.parametrize(("there", "colab"), [(["captum", "zsu"], True), (["captum", "zsu"], False)])
+def test_set_up_installs_nothing_that_is_there(monkeypatch, there, colab):
+    asked, result = run_set_up(monkeypatch, there, colab)
+    assert result.success
+    assert asked == []
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+
+
+def test_set_up_installs_in_colab_what_is_missing_and_replaces_nothing(monkeypatch):
+    asked, result = run_set_up(monkeypatch, [], colab=True)
+    assert result.success
+    assert all(line.startswith("install --quiet --no-deps ") for line in asked)
+    assert re.search(r'"captum>=[\d.]+"$', asked[0])
+    assert re.search(r'"git\+https://github\.com/[\w./-]+"$', asked[1])
+    asked, result = run_set_up(monkeypatch, ["captum"], colab=True)
+    assert len(asked) == 1
+    assert "git+" in asked[0]
+
+
+@pytest.mark.parametrize("colab", [True, False])
+def test_set_up_says_what_to_do_where_the_package_is_not_found(monkeypatch, capsys, colab):
+    _, result = run_set_up(monkeypatch, [], colab, address_is_right=False)
+    said = str(result.error_in_exec)
+    assert "https://github.com/" in said
+    assert "REPO" in said
+    assert "make book" in said
 
 
 @pytest.mark.parametrize("name", SOLVED)
@@ -131,14 +204,46 @@ def colab_widgets(tmp_path_factory):
     return folder
 
 
+def execute(notebook, folder):
+    """Run all cells there; an error or a word on stderr fails. The outputs as text."""
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": folder}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+@pytest.mark.large
 @pytest.mark.parametrize("name", SOLVED)
 def test_runs_with_the_widgets_of_colab(notebook, tmp_path, colab_widgets, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(colab_widgets), str(ROOT)]))
     check = f"import ipywidgets; assert ipywidgets.__version__ == {COLAB['ipywidgets']!r}"
     notebook.cells.insert(0, nbformat.v4.new_code_cell(check))
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    execute(notebook, tmp_path)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(("cls", "seed"), [("Sneaker", 0), ("Trouser", 1)])
+@pytest.mark.parametrize("name", [f"{stem}.ipynb" for stem in CLASSES])
+def test_a_reader_may_change_the_class_and_the_seed(notebook, name, cls, seed, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    changed = 0
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.source, found = re.subn(r'^CLASS, SEED = "Trouser", 0', f'CLASS, SEED = "{cls}", {seed}', cell.source,
+                                         flags=re.MULTILINE)  # fmt: skip
+            changed += found
+    assert changed == 1
+    said = execute(notebook, tmp_path)
+    if cls != "Trouser" and re.search(r"models\.references\(CLASS\)", MADE[name]):
+        assert f"n/a: `zsu references --class '{cls}'`" in said
+
+
+@pytest.mark.parametrize("stem", CLASSES)
+def test_the_class_and_the_seed_stand_in_one_place(stem):
+    notebook = nbformat.reads(MADE[f"{stem}.ipynb"], as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert re.findall(r'^.*"Trouser".*$', code, re.MULTILINE) == re.findall(r"^CLASS, SEED = .*$", code, re.MULTILINE)
+    assert "bundled(\"retrained\"" not in code  # which saw every class but one
 
 
 def test_pip_would_replace_nothing_in_colab(tmp_path):
@@ -149,8 +254,8 @@ def test_pip_would_replace_nothing_in_colab(tmp_path):
         folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    install = nbformat.reads(MADE[SOLVED[0]], as_version=4).cells[1].source
-    captum = re.search(r'"(captum[^"]*)"', install)[1]
+    set_up = set_up_cell(nbformat.reads(MADE[SOLVED[0]], as_version=4))
+    captum = re.search(r'"(captum>[^"]*)"', set_up)[1]
     for no_deps in (["--no-deps"], []):  # as the notebook does, and as pip would do by itself
         command = [sys.executable, "-m", "pip", "--python", str(tmp_path / "colab"), "install", "--dry-run", "--quiet"]
         command += [*no_deps, "--report", str(tmp_path / "report.json"), captum, str(ROOT)]
@@ -222,12 +327,13 @@ def test_code_and_math_are_left_alone(tmp_path):
     assert convert(tmp_path, text) == [f"# Title\n\n{text}"]
 
 
-def test_glue_prints_where_there_is_no_myst_nb(tmp_path, capsys):
-    cell = '```{code-cell}\nfrom myst_nb import glue\nglue("end", 3)\n```\n'
-    title, code = convert(tmp_path, f"{{glue:text}}`end`\n\n{cell}")
-    assert title == "# Title\n\n`end`"
-    exec(code, {})
-    assert capsys.readouterr().out == "end = 3\n"
+def test_values_of_the_build_stand_in_the_text_and_its_cells_are_left_out(tmp_path):
+    text = "```{code-cell}\nimport zsu\nfrom myst_nb import glue\n\n1\n```\n\nIt is {glue:text}`end`.\n\n"
+    text += '```{code-cell}\n:tags: [remove-cell]\n\nglue("end", "3 %")\n```\n'
+    path = tmp_path / "03_chapter.md"
+    path.write_text(HEADER + text, encoding="utf-8")
+    cells = Chapter(path, {}, {}, "", strict=True, values={"end": "3 %"}).convert()
+    assert [cell["source"] for cell in cells] == ["# Title", "import zsu\n\n1", "It is 3 %."]
 
 
 @pytest.mark.parametrize(
@@ -243,6 +349,8 @@ def test_glue_prints_where_there_is_no_myst_nb(tmp_path, capsys):
         ("- a\n\n  ```{note}\n  b\n  ```\n", r"03_chapter\.md:9: the directive 'note' is indented"),
         ("```{note}\n:width: 3\n\nb\n```\n", r"03_chapter\.md:7: .*option 'width' of 'note'"),
         ("```{code-cell}\nimport myst_nb\n```\n", r"03_chapter\.md:7: .*myst_nb"),
+        ('```{code-cell}\nglue("end", 3)\n```\n', r"03_chapter\.md:7: glue belongs into a cell tagged"),
+        ("a {glue:text}`end`\n", r"03_chapter\.md:7: book/values\.json has no 'end'; `make book`"),
         (
             "```{exercise}\n:label: e\n\nDo.\n```\n\n```{solution-start} e\n```\n\nSo.\n",
             r"'Solution to Exercise 3\.1' is never ended",

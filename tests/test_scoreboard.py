@@ -147,8 +147,37 @@ def test_summary_by_hand():
     assert lines["original"][-1] == "n/a"
     without_mask = summary(board[board["method"] != "mask"])
     assert without_mask["js_mask_worst"].isna().all()
-    figure = plots.scoreboard(board.assign(ag_drop=0.0, js_forget_ratio=board["js_forget"] / 0.1))
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["mask", "edit"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "mask", "edit"),
+    [
+        ([0.1, 0.2], [0.2, 0.6], [1, -1], [5, 1]),  # middles 0.15 and 0.4, half-widths 0.05 and 0.2
+        ([0.1, 0.4], [0.1, 0.4], [2, 0.5], [4, 1.5]),  # of two references: the ratio to the null
+    ],
+)
+def test_the_figure_measures_each_dot_with_the_band_of_its_class(low, high, mask, edit):
+    rows = [
+        {"method": m, "class": c, "seed": 0, "at_test": 0.1, "ag_drop": 0.02, "js_forget": js[c], "null_low": low[c],
+         "null_high": high[c], "js_forget_ratio": js[c] / (0.1, 0.4)[c]}
+        for c in (0, 1)
+        for m, js in {"edit": (0.4, 0.6), "mask": (0.2, 0.2), "retrain": (0.1, 0.4), "original": (0.6, 0.6)}.items()
+    ]  # fmt: skip
+    divergence, at, drop = plots.scoreboard(pd.DataFrame(rows)).axes
+    assert [t.get_text() for t in divergence.get_yticklabels()] == ["mask", "edit"]  # by the median
+    dots = [c.get_offsets()[:, 0].tolist() for c in divergence.collections]
+    assert dots[0] == pytest.approx(mask)
+    assert dots[1] == pytest.approx(edit)
+    assert dots[2] == pytest.approx([sum(mask) / 2, sum(edit) / 2])  # the bars
+    banded = low != high
+    assert ("band" in divergence.get_xlabel()) == banded
+    assert len(divergence.patches) == banded
+    assert at.collections[0].get_offsets()[:, 0].tolist() == pytest.approx([10, 10])
+    assert drop.collections[0].get_offsets()[:, 0].tolist() == pytest.approx([2, 2])
+    if banded:
+        assert divergence.patches[0].get_extents().transformed(divergence.transData.inverted()).intervalx.tolist() == (
+            pytest.approx([-1, 1])
+        )
 
 
 def test_models_of_other_data_in_the_folder_are_not_taken(idx, tmp_path, monkeypatch):

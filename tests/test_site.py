@@ -1,6 +1,7 @@
 """The built site in a browser: run `make book` first. Without _build/html these tests are not collected,
 but in CI a missing site or a missing browser fails."""
 
+import html
 import json
 import os
 import re
@@ -20,6 +21,21 @@ PAGES = [str(path.relative_to(SITE)) for path in sorted(SITE.rglob("*.html")) if
 PAGES = [page for page in PAGES if page != "index.html"]  # it only leads on to the first page
 CHAPTERS = [page for page in PAGES if (ROOT / "notebooks" / Path(page).with_suffix(".ipynb").name).exists()]
 WIDGETS = [page for page in PAGES if "jupyter.widget-view" in (SITE / page).read_text(encoding="utf-8")]
+VALUES = json.loads((ROOT / "book" / "values.json").read_text(encoding="utf-8"))
+A4 = 680  # pixels between the margins of a printed page, 210 - 2 * 15 mm
+# What is wider than its place, or than a place around it that scrolls or cuts off, as text.
+TOO_WIDE = """selector => [...document.querySelectorAll(selector)].filter(part => {
+    for (let e = part; e.tagName !== "ARTICLE"; e = e.parentElement) {
+        const style = getComputedStyle(e), holds = e === part || style.overflowX !== "visible";
+        if (holds && style.display !== "inline" && e.scrollWidth > e.clientWidth + 1) return true;
+    }
+    return part.getBoundingClientRect().right > document.querySelector("article").getBoundingClientRect().right + 1;
+}).map(part => `${part.tagName}: ${(part.innerText || part.alt || "").slice(0, 80)}`)"""
+UNFOLD = """() => {
+    document.querySelectorAll("details").forEach(part => { part.open = true });
+    document.querySelectorAll(".toggle-hidden").forEach(part => part.classList.remove("toggle-hidden"));
+    dispatchEvent(new Event("resize"));
+}"""
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 __test__ = bool(PAGES and CHROMIUM) or "CI" in os.environ
@@ -69,12 +85,19 @@ def test_the_site_and_a_browser_are_there():
     assert CHROMIUM, "install chromium"
 
 
+def times_slower():
+    """How much slower the machine of the build was than the one that the limits of seconds are for; at least 1."""
+    text = (SITE.parent / "seconds.txt").read_text(encoding="utf-8")
+    return float(re.search(r"^ *([\d.]+) times the seconds", text, re.MULTILINE)[1])
+
+
 def test_every_chapter_took_its_seconds():
     text = (SITE.parent / "seconds.txt").read_text(encoding="utf-8")
     seconds = {name: float(number) for number, name in re.findall(r"^ *([\d.]+) s  (.*)$", text, re.MULTILINE)}
     assert seconds.keys() == {str(Path(page).with_suffix("")) for page in CHAPTERS} | {"all chapters"}
-    assert max(value for name, value in seconds.items() if name != "all chapters") <= 60
-    assert seconds["all chapters"] <= 360
+    slower = times_slower()
+    assert max(value for name, value in seconds.items() if name != "all chapters") <= 60 * slower
+    assert seconds["all chapters"] <= 360 * slower
     table = (SITE / "book" / "timing.html").read_text(encoding="utf-8")
     assert all(f">book/{Path(page).stem}<" in table for page in CHAPTERS)
 
@@ -85,7 +108,7 @@ def test_each_chapter_says_its_minutes():
             r'<p class="minutes">About (\d+) minutes .* took (\d+) s', (SITE / page).read_text(encoding="utf-8")
         )
         assert 5 <= int(said[1]) <= 25
-        assert int(said[2]) <= 60
+        assert int(said[2]) <= 60 * times_slower()
 
 
 def test_sitemap_and_previews_of_links():
@@ -226,8 +249,63 @@ if CHAPTERS:
         )
 
     @pytest.mark.parametrize("page_name", CHAPTERS)
-    def test_colab_opens_the_notebook(page_name):
+    def test_the_rocket_opens_the_notebooks_and_the_menu_has_their_files(page_name):
         repository = re.search(r"url: https://github.com/(\S+)", (ROOT / "_config.yml").read_text())[1]
-        notebook = f"notebooks/{Path(page_name).with_suffix('.ipynb').name}"
-        address = f"https://colab.research.google.com/github/{repository}/blob/main/{notebook}"
-        assert f'href="{address}"' in (SITE / page_name).read_text(encoding="utf-8")
+        page, file = (SITE / page_name).read_text(encoding="utf-8"), Path(page_name).with_suffix(".ipynb").name
+        colab = f"https://colab.research.google.com/github/{repository}/blob/main"
+        for text, folder in (("Colab", "notebooks"), ("Exercises in Colab", "notebooks/exercises")):
+            button = re.search(rf'<a href="{re.escape(f"{colab}/{folder}/{file}")}".*?</a>', page, re.DOTALL)[0]
+            assert re.search(rf"^\s*{text}\s*$|>{text}<", button, re.MULTILINE)
+        menu = re.search(r'class="dropdown dropdown-download-buttons">.*?</ul>', page, re.DOTALL)[0]
+        links = re.findall(r'href="(.*?)"', menu)
+        assert links == [f"../notebooks/{file}", f"../notebooks/exercises/{file}"]
+        for link in links:
+            name = link.removeprefix("../")
+            assert (SITE / name).read_text(encoding="utf-8") == (ROOT / name).read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("page_name", CHAPTERS)
+    def test_the_page_shows_the_values_that_the_notebook_says(page_name):
+        page = (SITE / page_name).read_text(encoding="utf-8")
+        shown = [html.unescape(text) for text in re.findall(r'<span class="pasted-text">(.*?)</span>', page)]
+        source = (ROOT / page_name).with_suffix(".md").read_text(encoding="utf-8")
+        names = re.findall(r"\{glue:text\}`([^`]*)`", source)
+        assert shown == [VALUES[Path(page_name).stem][name] for name in names]
+
+    @pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (A4, "print")])
+    @pytest.mark.parametrize("page_name", CHAPTERS)
+    def test_nothing_is_cut_off(browser, page_name, width, media):
+        """No code, output, table, formula or figure of a chapter is wider than its column, on a screen or on paper."""
+        page = open_page(browser, page_name, width)
+        page.emulate_media(media=media)
+        page.evaluate(UNFOLD)
+        assert page.evaluate(TOO_WIDE, "article :is(pre, table, figure img, mjx-container[display])") == []
+        page.close()
+
+    @pytest.mark.parametrize("page_name", CHAPTERS)
+    def test_tables_are_narrow(browser, page_name):
+        page = open_page(browser, page_name)
+        rows = "rows => rows.map(row => [...row.cells].reduce((sum, cell) => sum + cell.colSpan, 0))"
+        assert max(page.eval_on_selector_all("article table tr", rows), default=0) <= 6
+        page.close()
+
+    @pytest.mark.parametrize("page_name", CHAPTERS)
+    def test_what_scrolls_on_a_telephone_shows_that_it_does(browser, page_name):
+        page = open_page(browser, page_name, 360)
+        page.evaluate(UNFOLD)
+        assert page.evaluate(TOO_WIDE, "article mjx-container[display]") == []  # formulas break instead
+        scrolled = """() => [...document.querySelectorAll("article *")].filter(e =>
+            ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1)"""
+        shadow = 'e => getComputedStyle(e.parentElement, "::after").opacity'
+        assert page.evaluate(f"({scrolled})().length")
+        bare = f"({scrolled})().filter(e => ({shadow})(e) !== '1').map(e => e.outerHTML.slice(0, 80))"
+        assert page.evaluate(bare) == []
+        marked = page.locator(".scrolls.more-right")
+        marked.first.locator(":scope > *").evaluate("e => { e.scrollLeft = e.scrollWidth }")
+        page.wait_for_selector(".scrolls.more-left:not(.more-right)")
+        page.close()
+
+
+def test_nothing_stands_beside_the_slides(browser):
+    page = open_page(browser, "book/slides.html")
+    assert not page.locator(".bd-sidebar-primary, .bd-sidebar-secondary").locator("visible=true").count()
+    page.close()

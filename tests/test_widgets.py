@@ -100,6 +100,20 @@ def test_the_budget_explorer_says_each_row():
     assert f"{expected} 0.050." in pictures.children[1].value
 
 
+@pytest.mark.parametrize(
+    ("js", "said", "lines"),
+    [(float("nan"), "models n/a nats, of the null n/a.", 1), (0.3, "models 0.300 nats, of the null n/a.", 2)],
+)
+def test_the_budget_explorer_without_two_references_has_no_null(js, said, lines):
+    frame = pd.DataFrame({"at_test": [0.5], "ag_test": [0.9], "js_forget": [js], "null": [float("nan")]})
+    _, pictures = parts(budget_explorer(frame, "neurons"))
+    assert said in pictures.children[0].value
+    axis = plots.budget(frame, 0).axes[1]
+    assert len(axis.lines) == lines  # the budget that is marked, and the curves
+    assert [text.get_text() for text in axis.texts] == ["n/a"] * (2 - lines)
+    plt.close(axis.figure)
+
+
 def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
     null = pd.DataFrame({"mean": [0.0, 0.5], "low": [0.0, 0.4], "high": [0.0, 0.6]}, index=["at_test", "js_forget"])
     rows = ["original", "retrain", r"an edit $\foo$ for $5"]

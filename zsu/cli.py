@@ -88,6 +88,7 @@ def forget(
 
     Methods of tier T2 and above see the training images of the class, T3 also 20 of each other class, T4 all others.
     """
+    from . import data as zsu_data
     from .evaluation import BASIC
     from .evaluation import audit as run_audit
     from .forgetting import TIERS
@@ -113,7 +114,7 @@ def forget(
     options = {"k": k, "perturbed": perturbed, "layers": layer, "scale": scale, "absolute": absolute}
     chosen = run(method, perturbation=perturbation, **options)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
-    out = out or Path(f"forget-{slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
+    out = out or Path(f"forget-{zsu_data.slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
     held_out = without(splits, targets, samples, seed)
     chosen.patch.metadata |= {"class": ", ".join(names), "unseen": str(samples)}
     chosen.patch.save(out)
@@ -343,7 +344,7 @@ def references(
         "class_names": zsu_data.classes(splits.train), "data_sha256": zsu_data.content_hash(splits),
         "epochs": epochs or about.get("epochs", training.EPOCHS), "size": about.get("size") if size is None else size,
     }  # fmt: skip
-    folder = Path("references") / slug(" ".join(names)) if out is None else out
+    folder = Path("references") / zsu_data.slug(" ".join(names)) if out is None else out
     zsu_data.make_folder(folder)
     zsu_data.check_settings(folder / "settings.json", settings)
     for seed in tqdm(range(number), desc="references", unit="model"):
@@ -588,12 +589,13 @@ def transform(data: str, channels: int, size: int | None):
 def retrained_models(
     folder: Path | None, model: Path | None, data: str, names: list[str], arch: str | None, trusted: bool
 ) -> list[nn.Module]:
-    """References from the folder; the bundled ones for the bundled model and Trouser; none otherwise."""
+    """References from the folder; for the bundled model and one class `zsu.models.references`; none otherwise."""
     from . import models
 
     if folder is None:
-        if model is None and names == ["Trouser"]:
-            return [models.bundled("retrained", seed) for seed in range(models.BUNDLED_SEEDS)]
+        found = models.references(*names) if model is None and len(names) == 1 else []
+        if found:
+            return found
         asked = " ".join(f"--class {name!r}" for name in names)
         print(
             f"No models retrained without this class: JS is n/a. `zsu references {asked}` makes some.", file=sys.stderr
@@ -610,11 +612,6 @@ def is_patch(file: Path) -> bool:
     from . import models
 
     return file.suffix == ".safetensors" and "zsu_patch" in models.metadata(file)
-
-
-def slug(name: str) -> str:
-    """T-shirt/top -> t-shirt-top"""
-    return "-".join("".join(c if c.isalnum() or c == "-" else " " for c in name.lower()).split())
 
 
 def main() -> None:

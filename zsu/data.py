@@ -575,6 +575,11 @@ def check_settings(path: Path, wanted: dict) -> None:
         raise ZsuError(f"this folder holds results of other settings: {listed}", where=str(path), remedy=remedy)
 
 
+def slug(name: str) -> str:
+    """A name of classes as part of a file's name: T-shirt/top -> t-shirt-top."""
+    return "-".join("".join(c if c.isalnum() or c == "-" else " " for c in name.lower()).split())
+
+
 def content_hash(splits: Splits) -> str:
     """sha256 over images and labels of both splits."""
     digest = hashlib.sha256()

@@ -15,12 +15,14 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
+from zsu import data
 from zsu.data import write_atomically
 from zsu.errors import ZsuError
 
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "models"
 BUNDLED_FILES = {"original": "original-{}.safetensors", "retrained": "retrained-trouser-{}.safetensors"}
 BUNDLED_SEEDS = 8
+BUNDLED_WITHOUT = "Trouser"  # what the retrained ones never saw
 
 
 class SmallCNN(nn.Module):
@@ -354,3 +356,38 @@ def bundled_path(kind: str = "original", seed: int = 0) -> Path:
             remedy=f"pass one of {', '.join(BUNDLED_FILES)}, and a seed from 0 to {BUNDLED_SEEDS - 1}",
         )
     return BUNDLED_FOLDER / BUNDLED_FILES[kind].format(seed)
+
+
+def references(name: str | int, folder: str | os.PathLike = "references") -> list[SmallCNN]:
+    """What forgetting one class of ``fashion-mini`` is measured against: models that never saw it.
+
+    Parameters
+    ----------
+    name : str or int
+        The class. For Trouser eight models ship; for any other ``zsu references --class NAME`` trains some.
+    folder : path
+        Where that command was run, and ``references`` after it.
+
+    Returns
+    -------
+    list of SmallCNN
+        In eval mode; empty where there are none, never models that saw the class.
+
+    Raises
+    ------
+    ZsuError
+        No such class; models in the folder of another architecture, or trained on other data or with the class.
+    """
+    fashion = data.load("fashion-mini")
+    target = data.class_index(fashion.test, name)
+    name = data.classes(fashion.test)[target]
+    if name == BUNDLED_WITHOUT:
+        return [bundled("retrained", seed) for seed in range(BUNDLED_SEEDS)]
+    files = sorted((Path(folder) / data.slug(name)).glob("*.safetensors"))
+    wanted = {"arch": "small-cnn", "exclude": [target], "data_sha256": data.content_hash(fashion) if files else None}
+    for file in files:
+        if not wanted.items() <= metadata(file).items():
+            what = f"this is no small CNN trained on fashion-mini without {name}"
+            remedy = f"move the folder away, and run `zsu references --class {name!r}`"
+            raise ZsuError(what, where=str(file), remedy=remedy)
+    return [load(file) for file in files]

@@ -232,12 +232,15 @@ def coverage(found: Paths) -> Figure:
 
 
 def audit(frame: pd.DataFrame) -> Figure:
-    """Accuracy on the forgotten class and on the others, and the divergence from retrained models, by model."""
+    """Of an audit: the divergence from retrained models, accuracy on the forgotten class and on the others, by model.
+
+    A value that is NaN is shown as n/a, the divergence of a broken model as "broken".
+    """
     figure, axes = plt.subplots(1, 3, figsize=(9, 0.45 * len(frame) + 1.2), sharey=True, layout="constrained")
     columns = {
+        "js_forget": "JS to retrained models\n(nats)",
         "at_test": "At: accuracy on the\nforgotten class (%)",
         "ag_test": "Ag: accuracy on\nthe others (%)",
-        "js_forget": "JS to retrained models\n(nats)",
     }
     for axis, (column, label) in zip(axes, columns.items(), strict=True):
         scale = 1 if column == "js_forget" else 100
@@ -252,10 +255,12 @@ def audit(frame: pd.DataFrame) -> Figure:
             )
         axis.set(xlabel=label)
         axis.margins(x=0.25)
+        if not values.any():  # no bar, and nothing to take the ends of the axis from
+            axis.set(xlim=(0, 1), xticks=[0])
         sns.despine(ax=axis)
     retrain = frame.loc["retrain", "js_forget"]
     if not np.isnan(retrain):
-        axes[2].axvline(retrain, color=ORANGE, linestyle="--", linewidth=1.5)
+        axes[0].axvline(retrain, color=ORANGE, linestyle="--", linewidth=1.5)
     axes[0].invert_yaxis()
     return figure
 
@@ -267,6 +272,7 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
     ----------
     frame : DataFrame
         One row a budget, its index; columns at_test, ag_test, js_forget, and null, the divergence of retrained models.
+        Where there are none both divergences are NaN, and n/a is shown.
     at : number
         The budget to mark.
 
@@ -278,17 +284,23 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
     missing = {"at_test", "ag_test", "js_forget", "null"} - set(frame.columns)
     if missing:
         raise ZsuError(f"no column {', '.join(sorted(missing))}", where="budget", remedy="give one row a budget")
-    figure, (accuracy, divergence) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    figure, (accuracy, divergence) = plt.subplots(1, 2, sharex=True, figsize=(8, 3), layout="constrained")
     for column, colour, marker, label in (("ag_test", BLUE, "o", "Ag"), ("at_test", ORANGE, "s", "At")):
         accuracy.plot(frame.index, 100 * frame[column], color=colour, marker=marker, markersize=4, label=label)
-    divergence.plot(frame.index, frame["js_forget"], color=BLUE, marker="o", markersize=4, label="edited model")
-    divergence.plot(frame.index, frame["null"], color=ORANGE, linestyle="--", label="null")
+    if frame["js_forget"].notna().any():
+        divergence.plot(frame.index, frame["js_forget"], color=BLUE, marker="o", markersize=4, label="edited model")
+        if frame["null"].notna().any():
+            divergence.plot(frame.index, frame["null"], color=ORANGE, linestyle="--", label="null")
+        divergence.legend(frameon=False)
+    else:
+        divergence.text(0.5, 0.5, "n/a", transform=divergence.transAxes, ha="center")
+        divergence.set(yticks=[])
+    accuracy.legend(frameon=False)
     accuracy.set(ylabel="accuracy (%)", ylim=(-4, 104))
     divergence.set(ylabel="JS to retrained models (nats)", ylim=(0, None))
     for axis in (accuracy, divergence):
         axis.axvline(at, color=GREY, linewidth=6, alpha=0.3)
         axis.set(xlabel=frame.index.name)
-        axis.legend(frameon=False)
         sns.despine(ax=axis)
     return figure
 
@@ -307,7 +319,7 @@ def band(report: Report, column: str) -> Figure:
         raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
     values = report.frame[column].mask([report.text(m, column) == "broken" for m in report.frame.index]).dropna()
     low, high, mean = report.null.loc[column, ["low", "high", "mean"]]
-    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1))
     if low < high:
         axis.axvspan(low, high, color=GREY, alpha=0.3, linewidth=0, label="null band")
     axis.axvline(mean, color=GREY, linestyle="--", linewidth=1, label="mean of retrained models")
@@ -317,7 +329,7 @@ def band(report: Report, column: str) -> Figure:
         axis.annotate(f"{value:.3g}", (value, row), (7, 0), textcoords="offset points", va="center")
     axis.set(xlabel=column, yticks=range(len(values)), yticklabels=values.index, ylim=(len(values) - 0.5, -0.5))
     axis.margins(x=0.15)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     sns.despine(ax=axis)
     return figure
 
@@ -352,28 +364,42 @@ def routing(means: pd.DataFrame) -> Figure:
 
 
 def scoreboard(board: pd.DataFrame) -> Figure:
-    """Of a table of `zsu.scoreboard.bench`: by method the two accuracies and the divergence from retrained models, one
-    dot a class and seed, a bar at the median; the band is what retrained models differ among themselves.
+    """Of a table of `zsu.scoreboard.bench`: by method the divergence from retrained models and the two accuracies, one
+    dot a class and seed, a bar at the median; sorted by the median divergence.
+
+    The divergence is counted from the middle of the null band of the dot's own class and seed, in half-widths of that
+    band, so that every band reaches from -1 to 1. Two references have no band: then it is the ratio to the null.
     """
-    shown = board[~board["method"].isin(["original", "retrain"])]
-    order = shown.groupby("method")["js_forget_ratio"].median().sort_values().index
-    figure, axes = plt.subplots(1, 3, figsize=(10, 0.42 * len(order) + 1.4), sharey=True, layout="constrained")
-    columns = {
-        "at_test": "At: accuracy on the\nforgotten class (%)",
-        "ag_drop": "Drop of Ag, the accuracy\non the others (points)",
-        "js_forget_ratio": "JS to retrained models\n/ the null",
+    middle, half = (board["null_high"] + board["null_low"]) / 2, (board["null_high"] - board["null_low"]) / 2
+    banded = (half > 0).all()
+    shown = pd.DataFrame({
+        "method": board["method"],
+        "divergence": (board["js_forget"] - middle) / half if banded else board["js_forget_ratio"],
+        "at": 100 * board["at_test"],
+        "drop": 100 * board["ag_drop"],
+    })[~board["method"].isin(["original", "retrain"])]  # fmt: skip
+    medians = shown.groupby("method").median().sort_values("divergence")
+    labels = {
+        "divergence": "JS to retrained models, in half-widths\nfrom the middle of its own null band"
+        if banded
+        else "JS to retrained models\n/ the null",
+        "at": "At: accuracy on the\nforgotten class (%)",
+        "drop": "Drop of Ag, the accuracy\non the others (points)",
     }
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        values = shown.assign(value=shown[column] * (1 if column == "js_forget_ratio" else 100))
-        sns.stripplot(values, x="value", y="method", order=order, color=BLUE, size=3, alpha=0.5, ax=axis)
-        medians = values.groupby("method")["value"].median()[order]
-        axis.scatter(medians, range(len(order)), marker="|", s=150, color=ORANGE, linewidth=2.5, zorder=3)
+    figure, axes = plt.subplots(
+        1, 3, figsize=(10, 0.42 * len(medians) + 1.4), sharey=True, width_ratios=(1.5, 1, 1), layout="constrained"
+    )
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        sns.stripplot(shown, x=column, y="method", order=medians.index, color=BLUE, size=3, alpha=0.5, ax=axis)
+        axis.scatter(medians[column], range(len(medians)), marker="|", s=150, color=ORANGE, linewidth=2.5, zorder=3)
         axis.set(xlabel=label, ylabel="")
         sns.despine(ax=axis)
-    retrain = board[board["method"] == "retrain"]
-    low, high = (retrain[f"null_{end}"] / retrain["js_forget"] for end in ("low", "high"))
-    axes[2].axvspan(low.min(), high.max(), color=GREY, alpha=0.4, linewidth=0)
-    axes[2].set_xscale("log")
+    if banded:
+        axes[0].axvspan(-1, 1, color=GREY, alpha=0.3, linewidth=0)
+        axes[0].set_xscale("symlog", linthresh=1, linscale=0.5)  # linear within the band
+    else:
+        axes[0].set_xscale("log")
+    axes[0].xaxis.set_major_formatter("{x:g}")
     return figure
 
 

@@ -308,7 +308,7 @@ def train(task: Task, settings: Settings) -> None:
 
 def model_file(exclude: int | None, seed: int, settings: Settings) -> tuple[Path, dict]:
     """Where a model is, bundled or in the folder, and what its metadata have to say."""
-    ships = exclude in (None, data.FASHION_CLASSES.index(training.FORGET_CLASS)) and settings.epochs == training.EPOCHS
+    ships = exclude in (None, data.FASHION_CLASSES.index(models.BUNDLED_WITHOUT)) and settings.epochs == training.EPOCHS
     if ships and settings.data_sha256 == bundled_hash() and seed < models.BUNDLED_SEEDS:
         return models.bundled_path("original" if exclude is None else "retrained", seed), {}
     folder = "original" if exclude is None else f"retrained-{exclude}"

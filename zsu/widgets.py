@@ -115,8 +115,9 @@ def budget_explorer(frame: pd.DataFrame, what: str) -> ipywidgets.VBox:
     """
     frames = []
     for budget, row in frame.iterrows():
+        divergence, null = ("n/a" if pd.isna(v) else f"{v:.3f}" for v in (row["js_forget"], row["null"]))
         alt = f"With {budget} {what}, At is {100 * row['at_test']:.1f} %, Ag {100 * row['ag_test']:.1f} %, and the "
-        alt += f"divergence from retrained models {row['js_forget']:.3f} nats, of the null {row['null']:.3f}."
+        alt += f"divergence from retrained models {divergence} nats, of the null {null}."
         figure = plots.budget(frame, budget)
         frames.append((f"{budget}", plots.png(figure, **SMALL), alt))
     return slider(frames, "budget")

@@ -1,8 +1,26 @@
-// A formula or figure wider than the screen scrolls: let the keyboard reach it, as the theme does for code and tables.
+// What is wider than its place scrolls: a shadow says so, and the keyboard reaches it, as in the theme's code and tables.
+const WIDE = 'mjx-container[display="true"], figure, article pre, .cell_output .output, .pst-scrollable-table-container';
+
+function shadows(wide) {
+  const right = wide.scrollWidth - wide.clientWidth - wide.scrollLeft;
+  wide.parentElement.classList.toggle("more-left", wide.scrollLeft > 1);
+  wide.parentElement.classList.toggle("more-right", right > 1);
+}
+
 function reachWide() {
-  for (const wide of document.querySelectorAll('mjx-container[display="true"], figure')) {
-    if (wide.scrollWidth > wide.clientWidth) wide.tabIndex = 0;
-    else wide.removeAttribute("tabindex");
+  for (const wide of document.querySelectorAll(WIDE)) {
+    const scrolls = wide.scrollWidth > wide.clientWidth + 1 && getComputedStyle(wide).overflowX !== "visible";
+    const framed = wide.parentElement.classList.contains("scrolls");
+    if (scrolls && !framed) {
+      const frame = document.createElement("div");
+      frame.className = "scrolls";
+      wide.replaceWith(frame);
+      frame.append(wide);
+      wide.addEventListener("scroll", () => shadows(wide), { passive: true });
+    }
+    if (scrolls) wide.tabIndex = 0;
+    else if (framed) wide.removeAttribute("tabindex");
+    if (scrolls || framed) shadows(wide);
   }
 }
 // Not every page has formulas.

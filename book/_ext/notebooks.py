@@ -3,10 +3,12 @@
 Beside them notebooks/exercises/NN_name.ipynb, for workshops, has an empty cell in place of each solution.
 
 A notebook knows nothing of MyST, so each directive and each role that a chapter uses is put into plain
-Markdown here. One that is not known raises, with its file and line, instead of slipping through.
+Markdown here. One that is not known raises, with its file and line, instead of slipping through. What a build of
+the book computes for the text stands in book/values.json, which `make book` writes.
 """
 
 import hashlib
+import json
 import re
 import sys
 from dataclasses import dataclass, field
@@ -20,11 +22,7 @@ from pybtex.richtext import Text
 ROOT = Path(__file__).resolve().parents[2]
 ADMONITIONS = {"admonition", "note", "tip", "hint", "important", "warning", "caution", "seealso"}
 
-# In the book a glued value goes into the text; in a notebook the cell prints it under its name.
-GLUE_IMPORT = "from myst_nb import glue"
-GLUE_PRINTS = '''def glue(name, value, display=False):
-    """Print a value that the text refers to by its name."""
-    print(f"{name} = {value}")'''
+GLUE_IMPORT = "from myst_nb import glue\n"  # for the cells of the build, which stay in the book
 
 FENCE = re.compile(r"^( *)(`{3,}|:{3,}) *(?:\{([\w:-]+)\})? *(.*)$")
 INLINE = re.compile(
@@ -98,13 +96,20 @@ class Chapter:
     """One chapter on its way into cells.
 
     `labels` maps every label of the book to what the text calls it; a first pass over all chapters (with
-    `strict` off) fills it, a second one uses it.
+    `strict` off) fills it, a second one uses it. `values` are what the build computed for the text of this chapter.
     """
 
     def __init__(
-        self, path: Path, labels: dict[str, str], bibliography: dict, repository: str, strict: bool, solved: bool = True
+        self,
+        path: Path,
+        labels: dict[str, str],
+        bibliography: dict,
+        repository: str,
+        strict: bool,
+        solved: bool = True,
+        values: dict[str, str] | None = None,
     ):
-        self.path, self.labels, self.bibliography = path, labels, bibliography
+        self.path, self.labels, self.bibliography, self.values = path, labels, bibliography, values or {}
         self.repository, self.strict, self.solved = repository, strict, solved
         self.number = int(path.name[:2])
         self.counts = {"equation": 0, "figure": 0, "exercise": 0}
@@ -167,12 +172,12 @@ class Chapter:
     def add_code(self, block: Block) -> None:
         """Add a code cell and, below it, the caption of its figure."""
         self.check_options(block, {"tags", "mystnb"})
-        source = "\n".join(block.body).strip("\n").replace(GLUE_IMPORT, GLUE_PRINTS)
-        if "myst_nb" in source:
-            raise self.error(f"of myst_nb a notebook has only {GLUE_IMPORT!r}, on a line of its own")
         tags = block.options.get("tags") or []
-        if "remove-cell" in tags and "glue(" not in source:  # checks of the book, which a reader's edits would break
+        if "remove-cell" in tags:  # checks and values of the build, which a reader's edits would break
             return
+        source = ("\n".join(block.body) + "\n").replace(GLUE_IMPORT, "").strip("\n")
+        if re.search(r"\bmyst_nb\b|\bglue\(", source):
+            raise self.error(f"glue belongs into a cell tagged remove-cell, {GLUE_IMPORT.strip()!r} on its own line")
         metadata = {"tags": tags} if tags else {}
         if self.solution and self.solved:  # folded, in Colab and in Jupyter
             source = f"#@title {self.solution}\n{source}"
@@ -273,7 +278,9 @@ class Chapter:
         if role == "term":
             return shown or label
         if role == "glue:text":
-            return f"`{label.partition(':')[0]}`"
+            if label not in self.values and self.strict:
+                raise self.error(f"book/values.json has no {label!r}; `make book` writes it")
+            return self.values.get(label, "")
         if role in ("cite:p", "cite", "cite:t"):
             entries = [self.citation(key.strip(), role == "cite:t") for key in content.split(",")]
             return ", ".join(entries) if role == "cite:t" else f"[{', '.join(entries)}]"
@@ -312,29 +319,51 @@ def is_chapter(path: Path) -> bool:
     return bool(re.match(r"\d\d_", path.name)) and "{code-cell}" in path.read_text(encoding="utf-8")
 
 
-def colab_url(repository: str, path: Path) -> str:
+def colab_url(repository: str, path: Path, folder: str = "notebooks") -> str:
     """Where Colab opens the notebook of a chapter."""
     name = repository.removeprefix("https://github.com/")
-    return f"https://colab.research.google.com/github/{name}/blob/main/notebooks/{path.stem}.ipynb"
+    return f"https://colab.research.google.com/github/{name}/blob/main/{folder}/{path.stem}.ipynb"
+
+
+INSTALL = """\
+# @title Set-up: run this cell first. Where everything is there, it installs nothing.
+REPO = "{repository}"  # @param {{type: "string"}}
+
+import importlib
+import os
+import sys
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # waiting threads do not spin; before torch is imported
+
+
+def there(name):
+    importlib.invalidate_caches()
+    return importlib.util.find_spec(name) is not None
+
+
+if "google.colab" in sys.modules:
+    if not there("captum"):
+        %pip install --quiet --no-deps "{captum}"
+    if not there("zsu"):
+        %pip install --quiet --no-deps "git+{{REPO}}"
+if not there("zsu"):
+    raise ModuleNotFoundError(
+        f"zsu is not installed, and {{REPO}} did not give it. In Colab, put the address of your copy of the "
+        "repository into REPO above and run this cell again. On your own machine, open the notebook with "
+        ".venv/bin/jupyter lab, after `make book`."
+    )"""
 
 
 def install_cell(repository: str, project: str) -> str:
     """Code that installs in Colab what is missing there, and moves nothing that Colab has."""
-    captum = re.search(r'"(captum[^"]*)"', project)[1]
-    return (
-        "# In Colab, install what is missing there. Elsewhere this cell does nothing.\n"
-        "import sys\n\n"
-        'if "google.colab" in sys.modules:\n'
-        f'    %pip install --quiet --no-deps "{captum}" "git+{repository}"'
-    )
+    return INSTALL.format(repository=repository, captum=re.search(r'"(captum[^"]*)"', project)[1])
 
 
 def notebook(path: Path, cells: list[dict], install: str) -> nbformat.NotebookNode:
     """The notebook: title, the cell that installs, and the rest, with ids that depend on content alone."""
     title, _, rest = cells[0]["source"].partition("\n")
-    origin = f"Made from `book/{path.name}` by `make notebooks`; change that file, not this one."
     cells = [
-        {"cell_type": "markdown", "source": f"{title}\n\n{origin}", "metadata": {}},
+        {"cell_type": "markdown", "source": title, "metadata": {}},
         {"cell_type": "code", "source": install, "metadata": {}},
         {**cells[0], "source": rest.strip()},
         *cells[1:],
@@ -350,6 +379,7 @@ def notebook(path: Path, cells: list[dict], install: str) -> nbformat.NotebookNo
         "colab": {"provenance": [], "toc_visible": True},
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        "zsu": f"Made from book/{path.name} by `make notebooks`; change that file, not this one.",
     }
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
@@ -359,6 +389,7 @@ def notebooks(root: Path = ROOT) -> dict[str, str]:
     repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
     install = install_cell(repository, (root / "pyproject.toml").read_text(encoding="utf-8"))
     bibliography = parse_file(str(root / "book" / "references.bib")).entries
+    values = json.loads((root / "book" / "values.json").read_text(encoding="utf-8"))
     paths = [path for path in sorted((root / "book").glob("*.md")) if is_chapter(path)]
     labels = {}
     for path in paths:
@@ -366,7 +397,8 @@ def notebooks(root: Path = ROOT) -> dict[str, str]:
     made = {}
     for path in paths:
         for solved, name in ((True, f"{path.stem}.ipynb"), (False, f"exercises/{path.stem}.ipynb")):
-            cells = Chapter(path, dict(labels), bibliography, repository, strict=True, solved=solved).convert()
+            chapter = Chapter(path, dict(labels), bibliography, repository, True, solved, values.get(path.stem))
+            cells = chapter.convert()
             made[name] = nbformat.writes(notebook(path, cells, install)) + "\n"
     return made
 

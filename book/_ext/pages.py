@@ -2,19 +2,41 @@
 
 import os
 import re
+from pathlib import Path
 
 from docutils import nodes
+
+from notebooks import colab_url, is_chapter
 
 WORDS_A_MINUTE = 150  # of a text with formulas
 
 
-def colab_opens_notebook(app, pagename, templatename, context, doctree):
-    """The Colab button of book/X.md opens notebooks/X.ipynb."""
-    notebook = f"notebooks/{pagename.rpartition('/')[2]}.ipynb"
-    for group in context.get("header_buttons", []):
-        if group.get("label") == "launch-buttons":
-            for button in group["buttons"]:
-                button["url"] = button["url"].replace(f"{pagename}.md", notebook)
+def buttons_lead_to_notebooks(app, pagename, templatename, context, doctree):
+    """The rocket opens notebooks/X.ipynb in Colab, with solutions and without; the download menu has the same files."""
+    page, groups = Path(app.srcdir) / f"{pagename}.md", context.get("header_buttons", [])
+    by_label = {group.get("label"): group for group in groups}
+    chapter = page.exists() and is_chapter(page)
+    if chapter:
+        launch, repository = by_label["launch-buttons"], app.config.html_theme_options["repository_url"]
+        launch["buttons"] = [
+            launch["buttons"][0] | {"text": text, "url": colab_url(repository, page, folder)}
+            for text, folder in (("Colab", "notebooks"), ("Exercises in Colab", "notebooks/exercises"))
+        ]
+    if "download-buttons" in by_label:
+        menu = by_label["download-buttons"]
+        pdf = [button for button in menu["buttons"] if button["label"] == "download-pdf-button"]
+        files = (("Notebook", "notebooks"), ("Exercises", "notebooks/exercises")) if chapter else ()
+        menu["buttons"] = [
+            {
+                "type": "link",
+                "text": f"{text} (.ipynb)",
+                "tooltip": f"Download {folder}/{page.stem}.ipynb",
+                "url": context["pathto"](f"{folder}/{page.stem}.ipynb", 1),
+                "icon": "fas fa-code",
+                "label": "download-notebook-button",
+            }
+            for text, folder in files
+        ] + pdf
 
 
 def references_are_list_items(app, pagename, templatename, context, doctree):
@@ -43,7 +65,7 @@ def plain_bars_and_stars(app, what, name, obj, options, lines):
 
 def setup(app):
     app.connect("autodoc-process-docstring", plain_bars_and_stars, priority=400)  # before napoleon
-    app.connect("html-page-context", colab_opens_notebook, priority=900)  # after the theme has made the buttons
+    app.connect("html-page-context", buttons_lead_to_notebooks, priority=900)  # after the theme has made the buttons
     app.connect("html-page-context", references_are_list_items)
     app.connect("html-page-context", minutes_in_front)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
