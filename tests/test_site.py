@@ -133,6 +133,15 @@ def test_printed_pages_have_text_alone(browser):
     page.close()
 
 
+def test_paper_shows_what_a_screen_folds(browser):
+    page = open_page(browser, CHAPTERS[0])
+    folded = page.locator("article details:not([open]), article .toggle-hidden")
+    assert folded.count()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert not folded.count()
+    page.close()
+
+
 @pytest.mark.parametrize(("name", "sheets"), [("handout", [1]), ("slides", [13]), ("04_paths", range(5, 20))])
 def test_pdf(browser, name, sheets, tmp_path):
     pdf(browser, SITE / "book" / f"{name}.html", tmp_path / "page.pdf")

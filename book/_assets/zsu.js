@@ -27,6 +27,16 @@ function reachWide() {
 addEventListener("load", () => Promise.resolve(window.MathJax?.startup?.promise).then(reachWide));
 addEventListener("resize", reachWide);
 
+// Paper shows what a screen folds.
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of folded) part.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const part of folded) part.open = false;
+});
+
 // On the page of slides the arrow keys go from one to the next.
 addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
