@@ -137,8 +137,11 @@ def test_paper_shows_what_a_screen_folds(browser):
     page = open_page(browser, CHAPTERS[0])
     folded = page.locator("article details:not([open]), article .toggle-hidden")
     assert folded.count()
+    page.emulate_media(media="print")
     page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert not folded.count()
+    assert page.locator("article details pre").first.is_visible()
+    assert page.evaluate("document.getAnimations().length") == 0  # of which paper would have the first frame
     page.close()
 
 

@@ -23,6 +23,7 @@ def pdf(browser: Browser, page: Path, out: Path) -> None:
     tab.evaluate("window.MathJax?.startup?.promise")
     if tab.locator("script[type='application/vnd.jupyter.widget-view+json']").count():
         tab.wait_for_selector(".noUi-handle[aria-label]")
+    tab.evaluate("dispatchEvent(new Event('beforeprint'))")  # unfolds; Chromium does not do it by itself
     tab.pdf(path=out, format="A4", print_background=True, margin=MARGIN)
     tab.close()
 
