@@ -95,12 +95,31 @@ def test_the_numbers_in_the_text_are_computed_and_asserted(chapter):
     assert len(re.findall(r"^ *assert ", code, re.MULTILINE)) >= 5
 
 
+def code_lines(text):
+    """The lines of all fences of a page that hold code, whatever its language, also inside of directives."""
+    opened = []  # (fence, what stands behind it)
+    for line in re.sub(r"^---\n.*?^---$", "", text, flags=re.MULTILINE | re.DOTALL).split("\n"):
+        fence = re.match(r" *(`{3,}|~{3,}) *(.*?) *$", line)
+        in_code = opened and not re.match(r"\{(?!code)", opened[-1][1])
+        if fence and opened and not fence[2] and fence[1].startswith(opened[-1][0]):
+            opened.pop()
+        elif in_code:
+            yield line
+        elif fence:
+            opened.append((fence[1], fence[2]))
+    assert not opened
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_code_is_as_narrow_as_its_column(page):
-    text = page.read_text(encoding="utf-8")
-    fences = re.findall(r"^(`{3,})(?:python|bash|\{code-cell\}).*?\n(.*?)^\1$", text, re.M | re.S)
-    code = "\n".join(re.sub(r"\A---\n.*?^---$", "", body, flags=re.M | re.S) for _, body in fences)
-    assert [line for line in code.split("\n") if len(line) > COLUMNS] == []
+    lines = list(code_lines(page.read_text(encoding="utf-8")))
+    assert [line for line in lines if len(line) > COLUMNS] == []
+
+
+def test_all_code_of_a_page_is_looked_at():
+    page = "---\na: b\n---\n````{exercise}\n```python\n1\n```\n````\nno\n```{code-cell} i\n---\na: b\n---\n2\n```\n"
+    page += "- no\n\n  ```\n  3\n  ```\n```{note}\nno\n```\n~~~text\n4\n~~~ \n"
+    assert [line.strip() for line in code_lines(page) if line] == list("1234")
 
 
 def test_every_figure_of_a_cell_has_alt_text(chapter):

@@ -305,17 +305,20 @@ def test_references_of_trouser_ship_whatever_the_folder(tmp_path):
 
 def test_references_of_another_class_are_those_that_were_made_or_none(tmp_path, model):
     assert models.references("T-shirt/top", tmp_path) == []
-    about = {"exclude": [0], "data_sha256": data.content_hash(data.load("fashion-mini"))}
+    about = {"exclude": [0], "epochs": 8, "data_sha256": data.content_hash(data.load("fashion-mini"))}
     (tmp_path / "t-shirt-top").mkdir()
     models.save(model, tmp_path / "t-shirt-top" / "0.safetensors", **about)
+    (tmp_path / "t-shirt-top" / ".1.safetensors").write_bytes(b"begun")
     (found,) = models.references("T-shirt/top", tmp_path)
     assert same_weights(found, model)
     assert models.references("Bag", tmp_path) == []
 
 
-@pytest.mark.parametrize("other", [{"exclude": [1]}, {"exclude": None}, {"data_sha256": "0"}, {"arch": "resnet18"}])
+@pytest.mark.parametrize(
+    "other", [{"exclude": [1]}, {"exclude": None}, {"data_sha256": "0"}, {"epochs": 1}, {"arch": "resnet18"}]
+)
 def test_models_that_are_no_references_are_refused(tmp_path, model, other):
-    about = {"exclude": [8], "data_sha256": data.content_hash(data.load("fashion-mini"))} | other
+    about = {"exclude": [8], "epochs": 8, "data_sha256": data.content_hash(data.load("fashion-mini"))} | other
     (tmp_path / "bag").mkdir()
     models.save(model, tmp_path / "bag" / "0.safetensors", **about)
     with pytest.raises(ZsuError, match=r"bag.0\.safetensors: .*without Bag.*zsu references --class 'Bag'"):

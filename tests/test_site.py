@@ -142,6 +142,8 @@ def test_paper_shows_what_a_screen_folds(browser):
     assert not folded.count()
     assert page.locator("article details pre").first.is_visible()
     assert page.evaluate("document.getAnimations().length") == 0  # of which paper would have the first frame
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("article details:not([open])").count()
     page.close()
 
 
@@ -307,13 +309,18 @@ if CHAPTERS:
         assert page.evaluate(TOO_WIDE, "article mjx-container[display]") == []  # formulas break instead
         scrolled = """() => [...document.querySelectorAll("article *")].filter(e =>
             ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1)"""
-        shadow = 'e => getComputedStyle(e.parentElement, "::after").opacity'
+        shadow = """(e, side) => { const style = getComputedStyle(e.parentElement, side);
+            return style.content !== "none" && style.opacity === "1" && parseFloat(style.width) > 10 &&
+                style.backgroundImage.startsWith("linear-gradient") }"""
         assert page.evaluate(f"({scrolled})().length")
-        bare = f"({scrolled})().filter(e => ({shadow})(e) !== '1').map(e => e.outerHTML.slice(0, 80))"
+        bare = f"({scrolled})().filter(e => !({shadow})(e, '::after')).map(e => e.outerHTML.slice(0, 80))"
         assert page.evaluate(bare) == []
         marked = page.locator(".scrolls.more-right")
         marked.first.locator(":scope > *").evaluate("e => { e.scrollLeft = e.scrollWidth }")
         page.wait_for_selector(".scrolls.more-left:not(.more-right)")
+        end = page.locator(".scrolls.more-left:not(.more-right) > *").first
+        assert end.evaluate(f"e => ({shadow})(e, '::before')")
+        assert not end.evaluate(f"e => ({shadow})(e, '::after')")
         page.close()
 
 

@@ -376,18 +376,19 @@ def references(name: str | int, folder: str | os.PathLike = "references") -> lis
     Raises
     ------
     ZsuError
-        No such class; models in the folder of another architecture, or trained on other data or with the class.
+        No such class; models in the folder of another architecture, or trained otherwise.
     """
     fashion = data.load("fashion-mini")
     target = data.class_index(fashion.test, name)
     name = data.classes(fashion.test)[target]
     if name == BUNDLED_WITHOUT:
         return [bundled("retrained", seed) for seed in range(BUNDLED_SEEDS)]
-    files = sorted((Path(folder) / data.slug(name)).glob("*.safetensors"))
-    wanted = {"arch": "small-cnn", "exclude": [target], "data_sha256": data.content_hash(fashion) if files else None}
+    files = sorted((Path(folder) / data.slug(name)).glob("[!.]*.safetensors"))
+    wanted = {"arch": "small-cnn", "exclude": [target], "epochs": metadata(bundled_path())["epochs"]}
+    wanted["data_sha256"] = data.content_hash(fashion) if files else None
     for file in files:
         if not wanted.items() <= metadata(file).items():
-            what = f"this is no small CNN trained on fashion-mini without {name}"
-            remedy = f"move the folder away, and run `zsu references --class {name!r}`"
+            what = f"this is no small CNN trained on fashion-mini without {name} for {wanted['epochs']} epochs"
+            remedy = f"move the folder away and run `zsu references --class {name!r}`, or name it in --references"
             raise ZsuError(what, where=str(file), remedy=remedy)
     return [load(file) for file in files]

@@ -384,12 +384,16 @@ def notebook(path: Path, cells: list[dict], install: str) -> nbformat.NotebookNo
     return nbformat.from_dict({"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5})
 
 
-def notebooks(root: Path = ROOT) -> dict[str, str]:
-    """The notebooks of all chapters under root/book, and those without solutions, as file name -> text."""
+def notebooks(root: Path = ROOT, values: dict | None = None) -> dict[str, str]:
+    """The notebooks of all chapters under root/book, and those without solutions, as file name -> text.
+
+    With `values` by chapter and name, or those of book/values.json.
+    """
     repository = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
     install = install_cell(repository, (root / "pyproject.toml").read_text(encoding="utf-8"))
     bibliography = parse_file(str(root / "book" / "references.bib")).entries
-    values = json.loads((root / "book" / "values.json").read_text(encoding="utf-8"))
+    if values is None:
+        values = json.loads((root / "book" / "values.json").read_text(encoding="utf-8"))
     paths = [path for path in sorted((root / "book").glob("*.md")) if is_chapter(path)]
     labels = {}
     for path in paths:

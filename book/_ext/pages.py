@@ -52,7 +52,7 @@ def minutes_in_front(app, pagename, templatename, context, doctree):
         return
     paragraphs = (p.astext() for p in doctree.findall(nodes.paragraph))
     minutes = round(sum(len(text.split()) for text in paragraphs) / WORDS_A_MINUTE)
-    line = f"About {minutes} minutes to read, and the exercises. "
+    line = f"About {minutes} minutes to read, without the exercises. "
     line += f"The code took {seconds:.0f} s on {os.cpu_count()} cores when this page was built."
     context["body"] = context["body"].replace("</h1>", f'</h1>\n<p class="minutes">{line}</p>', 1)
 
