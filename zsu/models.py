@@ -16,7 +16,6 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from zsu import data
-from zsu.data import write_atomically
 from zsu.errors import ZsuError
 
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "models"
@@ -145,7 +144,7 @@ def save_state(state: Mapping[str, torch.Tensor], path: str | os.PathLike, about
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     content = safetensors.torch.save(tensors, strings)
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    data.write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def metadata(path: str | os.PathLike) -> dict:
@@ -384,8 +383,10 @@ def references(name: str | int, folder: str | os.PathLike = "references") -> lis
     if name == BUNDLED_WITHOUT:
         return [bundled("retrained", seed) for seed in range(BUNDLED_SEEDS)]
     files = sorted((Path(folder) / data.slug(name)).glob("[!.]*.safetensors"))
+    if not files:
+        return []
     wanted = {"arch": "small-cnn", "exclude": [target], "epochs": metadata(bundled_path())["epochs"]}
-    wanted["data_sha256"] = data.content_hash(fashion) if files else None
+    wanted["data_sha256"] = data.content_hash(fashion)
     for file in files:
         if not wanted.items() <= metadata(file).items():
             what = f"this is no small CNN trained on fashion-mini without {name} for {wanted['epochs']} epochs"

@@ -329,7 +329,7 @@ INSTALL = """\
 # @title Set-up: run this cell first. Where everything is there, it installs nothing.
 REPO = "{repository}"  # @param {{type: "string"}}
 
-import importlib
+import importlib.util
 import os
 import sys
 
