@@ -21,8 +21,8 @@ import torchvision
 import typer
 
 from zsu import explain
-from zsu.graph import PathGraph, assemble, build_graph
 from zsu.paths import find_paths
+from zsu.paths.graph import PathGraph, assemble, build_graph
 
 try:
     import igraph

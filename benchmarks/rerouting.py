@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
 
 import zsu
-from zsu import data, rerouting, sweep, training
+from zsu import data, files, rerouting, sweep, training
 from zsu.evaluation import jensen_shannon
-from zsu.rerouting import entering_inputs, without, without_evidence
+from zsu.forgetting.rerouting import entering_inputs, without, without_evidence
 
 folder = Path(sys.argv[1])
 splits = data.load("fashion-mini")
@@ -156,4 +156,4 @@ summary.insert(0, "tier", frame.groupby("rule")["tier"].first())
 summary = summary.sort_values("js")
 print(summary.round(4).to_string())
 out = Path(__file__).parent / "results" / "rerouting.csv"
-data.write_atomically(out, lambda temporary: summary.to_csv(temporary))
+files.write_atomically(out, lambda temporary: summary.to_csv(temporary))

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from zsu import Composite, ZsuError, compare, data, explain, explain_each, plots
 from zsu.models import SmallCNN, bundled
-from zsu.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Rule, WSquare, same
-from zsu.tape import Tape
+from zsu.relevance.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Rule, WSquare, same
+from zsu.relevance.tape import Tape
 
 TINY = Epsilon(epsilon=1e-30)
 EXPLAINED = {
@@ -696,7 +696,7 @@ def test_one_pass_over_memory_gives_what_torch_gives(name, rule, monkeypatch):
         "tiny vit": lambda: (tiny_vit(), rand(3, 1, 8, 8)),
     }[name]()
     fast = explain(model, x, 1, rule)
-    monkeypatch.setattr("zsu.fused.fits", lambda *_: False)
+    monkeypatch.setattr("zsu.relevance.fused.fits", lambda *_: False)
     plain = explain(model, x, 1, rule)
     assert (fast.input - plain.input).abs().max() <= 1e-10 * plain.input.abs().max()
     assert edges_differ(fast, plain) <= 1e-10

@@ -12,7 +12,7 @@ from PIL import Image
 
 import zsu
 from zsu import Paths, cli, data, models
-from zsu.perturb import Patch
+from zsu.forgetting.perturb import Patch
 
 
 def run(capsys, *words: str) -> tuple[int, str, str]:

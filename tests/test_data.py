@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision import datasets, transforms
 
-from zsu import ZsuError, data
+from zsu import ZsuError, data, files
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
@@ -454,13 +454,13 @@ def test_impossible_batch_size(mini, batch_size):
 
 def test_write_is_all_or_nothing(tmp_path):
     path = tmp_path / "file"
-    data.write_atomically(path, lambda temporary: temporary.write_text("old"))
+    files.write_atomically(path, lambda temporary: temporary.write_text("old"))
 
     def fail(temporary):
         temporary.write_text("half")
         raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
-        data.write_atomically(path, fail)
+        files.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

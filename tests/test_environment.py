@@ -41,7 +41,7 @@ COLAB = {
     "typer": "0.27.1",
 }
 INSTALLED_IN_COLAB = {"captum"}  # by the first cell of each notebook, without its dependencies
-CONDA_NAMES = {"pytorch": "torch"}  # conda-forge's name -> PyPI's
+CONDA_NAMES = {"pytorch": "torch", "python-build": "build"}  # conda-forge's name -> PyPI's
 
 
 def conda_requirements() -> list[Requirement]:

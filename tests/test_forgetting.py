@@ -17,10 +17,10 @@ import zsu.data
 import zsu.evaluation
 import zsu.models
 from zsu import Patch, ZsuError, explain, explain_each, find_paths, forget
-from zsu.forgetting import METHODS, TIERS, affordable, disturbed, specific_edges
-from zsu.perturb import model_hash, perturb, undo
-from zsu.selection import best, frequency, incoming_weights, select_neurons, weight_blocks
-from zsu.tape import Node
+from zsu.forgetting.perturb import model_hash, perturb, undo
+from zsu.forgetting.request import METHODS, TIERS, affordable, disturbed, specific_edges
+from zsu.forgetting.selection import best, frequency, incoming_weights, select_neurons, weight_blocks
+from zsu.relevance.tape import Node
 
 TROUSER = 1
 pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")

@@ -251,7 +251,7 @@ def test_the_class_and_the_seed_stand_in_one_place(stem):
     notebook = nbformat.reads(MADE[f"{stem}.ipynb"], as_version=4)
     code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
     assert re.findall(r'^.*"Trouser".*$', code, re.MULTILINE) == re.findall(r"^CLASS, SEED = .*$", code, re.MULTILINE)
-    assert "bundled(\"retrained\"" not in code  # which saw every class but one
+    assert 'bundled("retrained"' not in code  # which saw every class but one
 
 
 def test_pip_would_replace_nothing_in_colab(tmp_path):

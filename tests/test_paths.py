@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from zsu import Composite, ZsuError, explain, explain_paths, find_paths, plots
-from zsu.graph import assemble, build_graph
-from zsu.layers import Source
 from zsu.models import SmallCNN
-from zsu.paths import Paths, best_through
+from zsu.paths.graph import assemble, build_graph
+from zsu.paths.search import Paths, best_through
 from zsu.relevance import activations
-from zsu.rules import Epsilon
+from zsu.relevance.layers import Source
+from zsu.relevance.rules import Epsilon
 
 TINY = Epsilon(epsilon=1e-12)
 

@@ -12,7 +12,7 @@ from torch import nn
 import zsu.data
 import zsu.models
 from zsu import Patch, ZsuError, forget
-from zsu.perturb import Change, model_hash, perturb, standard_noise, undo
+from zsu.forgetting.perturb import Change, model_hash, perturb, standard_noise, undo
 
 TROUSER = 1
 

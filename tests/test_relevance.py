@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from zsu import ZsuError, explain, explain_each
 from zsu.models import SmallCNN
-from zsu.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, WSquare
+from zsu.relevance.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, WSquare
 
 RULES = ["epsilon", "gamma", "z+", "alpha-beta"]
 

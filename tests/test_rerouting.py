@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 import zsu.data
 import zsu.models
 from zsu import explain, rerouting
-from zsu.rerouting import (
+from zsu.forgetting.rerouting import (
     entering_inputs,
     features,
     neighbours,

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from zsu import ZsuError, data, plots, sweep
-from zsu.scoreboard import FILE, bench, load, printed, summary
-from zsu.sweep import read, seen_by
+from zsu.scale.scoreboard import FILE, bench, load, printed, summary
+from zsu.scale.sweep import read, seen_by
 
 SETTINGS = {"classes": ["Trouser"], "seeds": [0], "samples": 6, "epochs": 6, "progress": False}
 FEW = ("mask", "paths")

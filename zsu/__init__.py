@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING
 from .errors import ZsuError
 
 if TYPE_CHECKING:
-    from .comparison import compare
-    from .composites import Composite
     from .evaluation import audit
-    from .forgetting import Forgotten, forget
+    from .forgetting import Forgotten, Patch, forget, select_neurons
     from .paths import Paths, find_paths
-    from .perturb import Patch
-    from .relevance import Relevance, explain, explain_each, explain_paths
-    from .selection import select_neurons
+    from .relevance import Composite, Relevance, compare, explain, explain_each, explain_paths
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,16 +18,26 @@ __all__ = [
     "forget", "select_neurons",
 ]  # fmt: skip
 
-MODULES = "data models training rules composites relevance comparison graph paths perturb selection".split()
-MODULES += "rerouting peers forgetting evaluation sweep scoreboard reproduce plots widgets doctor".split()
+# The parts in the order of the chapters, the names that each gives, and its modules that have a short name here.
+PARTS = {
+    "data": "", "models": "", "training": "",
+    "relevance": "Composite Relevance compare explain explain_each explain_paths rules composites",
+    "paths": "Paths find_paths graph",
+    "forgetting": "Forgotten Patch forget select_neurons perturb selection rerouting peers",
+    "plots": "", "evaluation": "audit", "scale": "sweep scoreboard reproduce", "widgets": "", "doctor": "",
+}  # fmt: skip
+HOMES = {name: part for part, names in PARTS.items() for name in names.split()}
 
 
 def __getattr__(name: str):
-    """Names and modules, imported when first used: the command `zsu` has settings to make before torch is there."""
-    if name in MODULES:
+    """Parts and names, imported when first used: torch takes seconds, and the command has settings to make before."""
+    if name in PARTS:
         return import_module(f".{name}", __name__)
-    for module in MODULES if name in __all__ else ():
-        found = getattr(import_module(f".{module}", __name__), name, None)
-        if found is not None:
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = import_module(f".{HOMES[name]}", __name__)
+    return getattr(home, name) if name in __all__ else import_module(f".{name}", home.__name__)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *PARTS, "__version__"]

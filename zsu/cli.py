@@ -91,9 +91,9 @@ def forget(
     from . import data as zsu_data
     from .evaluation import BASIC
     from .evaluation import audit as run_audit
-    from .forgetting import TIERS
-    from .forgetting import forget as run_forget
-    from .sweep import ROWS, seen_by
+    from .forgetting.request import TIERS
+    from .forgetting.request import forget as run_forget
+    from .scale.sweep import ROWS, seen_by
 
     if method not in ROWS:
         raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(ROWS)}")
@@ -151,8 +151,8 @@ def audit(
 
     from .evaluation import CONTROLS, MEASURES
     from .evaluation import audit as run_audit
-    from .forgetting import Forgotten
-    from .perturb import Patch
+    from .forgetting.perturb import Patch
+    from .forgetting.request import Forgotten
 
     if out is not None and out.suffix != ".html":
         raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy="end the file in .html")
@@ -206,7 +206,7 @@ def revert(
 def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
     """Say what made a patch, and what it changes in each layer; with --model also the share of the layer's weights."""
     from . import models
-    from .perturb import Patch
+    from .forgetting.perturb import Patch
 
     loaded = Patch.load(patch)
     state = None if model is None else models.read_state(model, trusted=trusted)[1]
@@ -218,7 +218,7 @@ def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
 def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, action: str) -> None:
     """Apply or revert a patch on the state dict of a file; the architecture does not matter."""
     from . import models
-    from .perturb import Patch
+    from .forgetting.perturb import Patch
 
     if out.resolve() == patch.resolve():
         raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
@@ -249,6 +249,7 @@ def paths(
 ):
     """Find the most probable neuronal paths of a class."""
     from . import data as zsu_data
+    from .files import write_atomically
     from .paths import find_paths
     from .relevance import explain, explain_contrast
 
@@ -267,7 +268,7 @@ def paths(
     if out is not None and out.suffix == ".npz":
         found.save(out)
     elif out is not None:
-        zsu_data.write_atomically(out, lambda temporary: found.to_frame().to_csv(temporary, index=False))
+        write_atomically(out, lambda temporary: found.to_frame().to_csv(temporary, index=False))
 
 
 @app.command(
@@ -330,7 +331,7 @@ def references(
     from tqdm.auto import tqdm
 
     from . import data as zsu_data
-    from . import models, training
+    from . import files, models, training
 
     network, splits = prepare(model, arch, data, root, size, trusted)
     targets, names = named(splits, cls)
@@ -345,8 +346,8 @@ def references(
         "epochs": epochs or about.get("epochs", training.EPOCHS), "size": about.get("size") if size is None else size,
     }  # fmt: skip
     folder = Path("references") / zsu_data.slug(" ".join(names)) if out is None else out
-    zsu_data.make_folder(folder)
-    zsu_data.check_settings(folder / "settings.json", settings)
+    files.make_folder(folder)
+    files.check_settings(folder / "settings.json", settings)
     for seed in tqdm(range(number), desc="references", unit="model"):
         training.kept(folder / f"{seed}.safetensors", settings | {"seed": seed}, lambda seed=seed: training.train(
             lambda: models.build(kind, settings["classes"], channels), splits.train, exclude=targets, seed=seed,
@@ -375,9 +376,9 @@ def sweep(
     resume: Annotated[bool, typer.Option(help="Keep finished tasks, or do all audits anew.")] = True,
 ):
     """Classes x seeds x methods x measures on all cores or a cluster. Stopped or killed, it goes on where it was."""
-    from . import sweep as sweeping
     from . import training
-    from .data import write_atomically
+    from .files import write_atomically
+    from .scale import sweep as sweeping
 
     options = {
         "classes": cls, "seeds": range(seeds), "methods": method or sweeping.ROWS, "measures": measure or sweeping.ALL,
@@ -411,9 +412,10 @@ def bench(
     epochs: Annotated[int | None, typer.Option(help="Of models that are trained. Default: the course's.")] = None,
 ):
     """Methods x classes x seeds in one table, beside retrained models. An interrupted run goes on where it was."""
-    from . import plots, scoreboard, training
-    from .data import write_atomically
-    from .sweep import ROWS
+    from . import plots, training
+    from .files import write_atomically
+    from .scale import scoreboard
+    from .scale.sweep import ROWS
 
     board = scoreboard.bench(
         out, data, root, cls, range(seeds), method or ROWS, samples=samples, references=references,
@@ -438,7 +440,7 @@ def reproduce(
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
 ):
     """One of the paper's experiments: train, retrain, forget, audit, over several seeds; on GPUs through torchrun."""
-    from . import reproduce as rows
+    from .scale import reproduce as rows
 
     frame = rows.run(row, data, out, seeds, size, epochs, device)
     if frame is not None:  # on the first process of torchrun
@@ -483,7 +485,7 @@ def prepare(
 
     from . import data as zsu_data
     from . import models
-    from .relevance import forward
+    from .relevance.explanation import forward
 
     if model is None and (arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
@@ -544,7 +546,7 @@ def unseen_samples(network: nn.Module, splits: Splits, targets: list[int], about
     Warns where that cannot be told; training images, which methods of tier T2 and above see, are in no test.
     """
     from . import data as zsu_data
-    from .forgetting import samples_hash
+    from .forgetting.request import samples_hash
 
     if "unseen" in about:
         return int(about["unseen"])

@@ -9,10 +9,8 @@ A data set here is anything with torchvision's attributes: ``len``, ``[i] -> (im
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gzip
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -24,7 +22,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
-from zsu.errors import ZsuError
+from .errors import ZsuError, check_count, is_integer
+from .files import write_atomically
 
 MINI_FILE = Path(__file__).parent / "assets" / "fashion-mini.npz"
 MINI_SHA256 = "2a24a9ecd9fdec7f014317c00e09f7a117bede044ed8479d8a7e7a0634591ba6"  # see `checksum`
@@ -347,7 +346,7 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
     names = classes(dataset)
     if isinstance(cls, str):
         index = _index_of_name(names, cls.strip())
-    elif isinstance(cls, (int, np.integer)) and not isinstance(cls, bool):
+    elif is_integer(cls):
         index = int(cls)
     else:
         index = None
@@ -432,7 +431,7 @@ def without_samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0
 
 def _sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torch.Tensor:
     index = class_index(dataset, cls)
-    check_count("n", n)
+    check_count("n", n, "zsu.data")
     members = (targets(dataset) == index).nonzero()[:, 0]  # (M, 1) -> (M,)
     if len(members) < n:
         raise ZsuError(
@@ -462,7 +461,7 @@ def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Ten
     ZsuError
         Images that are no float tensors or that differ in shape; `batch_size` < 1.
     """
-    check_count("batch_size", batch_size)
+    check_count("batch_size", batch_size, "zsu.data")
     images = in_memory(dataset)
     if images is None:
         # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
@@ -473,12 +472,6 @@ def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Ten
     for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
         if len(y):
             yield x / 255, y
-
-
-def check_count(name: str, value: int) -> None:
-    """Raise unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ZsuError(f"{name} is {value!r}", where="zsu.data", remedy=f"pass an integer {name} >= 1")
 
 
 def in_memory(dataset: Dataset) -> Images | None:
@@ -510,69 +503,6 @@ def _collate(pairs: list[tuple[torch.Tensor, int | str]], dataset: Dataset) -> t
     return torch.stack(images), torch.tensor(
         [_known(label, classes(dataset)) if isinstance(label, str) else int(label) for _, label in pairs]
     )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------
-
-
-def make_folder(folder: str | os.PathLike) -> None:
-    """Make a folder and those above it, where they are missing.
-
-    Raises
-    ------
-    ZsuError
-        That fails.
-    """
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZsuError(f"cannot make this folder ({error})", where=str(folder), remedy="choose another") from error
-
-
-def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary)`` for a file beside `path`, then move it there: all of the file or nothing.
-
-    Raises
-    ------
-    ZsuError
-        The file cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ZsuError(
-            f"cannot write this file ({error})", where=str(path), remedy="pass a path in a writable folder"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # it was never written, or is moved
-            temporary.unlink()
-
-
-def check_settings(path: Path, wanted: dict) -> None:
-    """Write the settings of a folder of results; where there are some, refuse others.
-
-    Raises
-    ------
-    ZsuError
-        The settings there are others, or no JSON object.
-    """
-    if not path.exists():
-        write_atomically(path, lambda temporary: temporary.write_text(json.dumps(wanted, indent=1)))
-        return
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ZsuError(f"this is no JSON object ({error})", where=str(path), remedy="pass another folder") from error
-    differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
-        listed = "; ".join(f"{key} was {found.get(key)!r}, is {wanted[key]!r}"[:200] for key in differing)
-        remedy = "pass the same settings, or another folder for the results"
-        raise ZsuError(f"this folder holds results of other settings: {listed}", where=str(path), remedy=remedy)
 
 
 def slug(name: str) -> str:

@@ -1,4 +1,10 @@
-"""The one exception of the package."""
+"""What goes wrong: the one exception of the package, warnings at the caller's line, and the check of numbers."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from numbers import Integral
 
 
 class ZsuError(ValueError):
@@ -18,3 +24,22 @@ class ZsuError(ValueError):
         self.what, self.where, self.remedy = what, where, remedy
         message = f"{where}: {what}" if where else what
         super().__init__(f"{message}. {remedy}." if remedy else message)
+
+
+def warn(message: str) -> None:
+    """A UserWarning that points at the line outside the package that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("zsu", "torch", "contextlib"):
+        level, frame = level + 1, frame.f_back  # torch and contextlib: what @torch.no_grad() puts in between
+    warnings.warn(message, stacklevel=level)
+
+
+def is_integer(value: object) -> bool:
+    """Whether a value counts as a whole number; True and False do not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, where: str) -> None:
+    """`ZsuError` unless the value is an integer of at least 1."""
+    if not is_integer(value) or value < 1:
+        raise ZsuError(f"{name} is {value!r}", where=where, remedy=f"pass an integer {name} >= 1")

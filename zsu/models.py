@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from zsu import data
-from zsu.errors import ZsuError
+from . import data
+from .errors import ZsuError
+from .files import write_atomically
 
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "models"
 BUNDLED_FILES = {"original": "original-{}.safetensors", "retrained": "retrained-trouser-{}.safetensors"}
@@ -144,7 +145,7 @@ def save_state(state: Mapping[str, torch.Tensor], path: str | os.PathLike, about
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in state.items()}
     content = safetensors.torch.save(tensors, strings)
-    data.write_atomically(path, lambda temporary: temporary.write_bytes(content))
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
 
 
 def metadata(path: str | os.PathLike) -> dict:

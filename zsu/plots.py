@@ -18,9 +18,9 @@ from torch import Tensor
 
 from .errors import ZsuError
 from .evaluation.report import Report
-from .graph import PathGraph, build_graph
-from .paths import Paths
-from .relevance import Relevance
+from .paths.graph import PathGraph, build_graph
+from .paths.search import Paths
+from .relevance.explanation import Relevance
 
 HEAT = "RdBu_r"  # red speaks for the class, blue against it, white is 0
 ORANGE, BLUE, GREY = "#b34700", "#20639b", "#767676"  # also told apart without colour vision

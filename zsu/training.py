@@ -16,8 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from zsu import data, models
-from zsu.errors import ZsuError
+from . import data, models
+from .errors import ZsuError, check_count
+from .files import write_atomically
 
 EPOCHS = 8
 BATCH_SIZE = 80
@@ -76,8 +77,8 @@ def train(
     takes its share of every batch, and all return the model that one process would have trained, up to rounding.
     Two things differ: BatchNorm sees the share, not the batch, and dropout draws other numbers.
     """
-    data.check_count("epochs", epochs)
-    data.check_count("batch_size", batch_size)
+    check_count("epochs", epochs, "zsu.training.train")
+    check_count("batch_size", batch_size, "zsu.training.train")
     if not 0 < lr < math.inf:
         raise ZsuError(f"the learning rate is {lr!r}", where="zsu.training.train", remedy="pass lr > 0")
     if isinstance(factory, nn.Module) or not callable(factory):
@@ -213,6 +214,7 @@ def _check_fits(model: nn.Module, dataset: Dataset) -> None:
 # The models that ship
 # ---------------------------------------------------------------------------------------------------------
 
+
 def class_accuracies(model: nn.Module, dataset: Dataset, cls: int | str) -> tuple[float, float]:
     """Accuracy on one class and on the rest, At and Ag.
 
@@ -276,7 +278,7 @@ def make_bundled(splits: data.Splits, work: Path) -> None:
             train_bundled(kind, seed, splits, path)
     for place in [models.bundled_path(kind, seed) for kind, seed in wanted]:
         place.parent.mkdir(exist_ok=True)
-        data.write_atomically(place, lambda temporary, place=place: shutil.move(work / place.name, temporary))
+        write_atomically(place, lambda temporary, place=place: shutil.move(work / place.name, temporary))
         about = models.metadata(place)
         print(f"{place.name}: test accuracy {about['test_accuracy']:.4f}, {about['seconds']} s")
 

@@ -31,9 +31,7 @@ def write_seconds(app, exception):
     if exception or app.builder.format != "html":
         return
     runtimes = {
-        doc: about["exec_data"]["runtime"]
-        for doc, about in app.env.nb_metadata.items()
-        if about.get("exec_data")
+        doc: about["exec_data"]["runtime"] for doc, about in app.env.nb_metadata.items() if about.get("exec_data")
     }
     slower = max(1.0, min(app.pace_before, pace()))
     lines = [f"{seconds:7.1f} s  {doc}" for doc, seconds in sorted(runtimes.items())]

@@ -11,7 +11,7 @@ from pathlib import Path
 from sphinx.errors import ExtensionError
 
 from notebooks import notebooks
-from zsu.data import write_atomically
+from zsu.files import write_atomically
 
 MARKUP = re.compile(r"[$*`|<>\[\]\\]")  # would be read as such in a notebook, and not on a page
 

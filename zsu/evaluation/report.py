@@ -9,6 +9,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from .. import __version__
-from ..data import batches, class_indices, classes, histogram, targets, write_atomically
-from ..errors import ZsuError
-from ..forgetting import Forgotten, forget
-from ..perturb import Patch, model_hash
+from ..data import batches, class_indices, classes, histogram, targets
+from ..errors import ZsuError, is_integer, warn
+from ..files import write_atomically
+from ..forgetting import Forgotten, Patch, forget
+from ..forgetting.perturb import model_hash
 from . import privacy, representation, robustness, utility
 from .outputs import DEPTHS, Observed, logit_layer, observe, placed
 from .utility import jensen_shannon, mean
@@ -58,7 +59,6 @@ UTILITY |= {f"pra_ag_{round(100 * a)}" for a in representation.ALPHAS}
 COST = ["seconds", "weights_changed", "memory"]  # of the edit; memory: bytes of the patch
 AT_HAND = 250  # test images of the class, for measures that change images or train
 SAMPLES = 36  # that the controls look at
-CALLER = 5  # frames up from what `audit` calls: itself, its two decorators
 
 
 class Given(NamedTuple):
@@ -286,7 +286,7 @@ def audit(
     if {"original", "retrain"} & set(forgotten) or not all(isinstance(name, str) and name for name in forgotten):
         what = f"the edits are named {', '.join(map(repr, forgotten))}"
         raise ZsuError(what, where="audit", remedy="name them by strings other than 'original' and 'retrain'")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+    if not is_integer(seed) or not 0 <= seed < 2**32:
         raise ZsuError(f"seed {seed!r}", where="audit", remedy="pass an integer from 0 to 2**32 - 1")
     results = {name: listed(f) for name, f in forgotten.items()}
     originals, references, notes = listed(original), listed(references), []
@@ -370,7 +370,7 @@ def check_split(name: str, dataset: Dataset, target: list[int]) -> None:
         )
     if found < privacy.FEW:
         what = f"only {found} {name} samples of class {named}: attacks that learn of them are n/a"
-        warnings.warn(what, stacklevel=CALLER)
+        warn(what)
 
 
 def members(dataset: Dataset, target: list[int]) -> list[int]:
@@ -468,7 +468,7 @@ def assembled(
     if "ag_test" in frame:
         before = frame.loc["original"]
         if before["all_test"] < 0.5:
-            warnings.warn(f"the original is right on {before['all_test']:.0%} of the test data only", stacklevel=CALLER)
+            warn(f"the original is right on {before['all_test']:.0%} of the test data only")
         frame.insert(frame.columns.get_loc("all_train") + 1, "ag_drop", before["ag_test"] - frame["ag_test"])
         bands.loc["ag_drop"] = interval([before["ag_test"] - n["ag_test"] for n in null])
         measure_of["ag_drop"] = "accuracy"
@@ -530,7 +530,7 @@ def described(
         "references": str(len(retrained)),
         **{f"sha256 of {what}": value for what, value in hashes.items()},
         **{f"patch {name}, parent": p.metadata.get("parent", "") for name, p in edits.items()},
-        "versions": f"zsu {__version__}, torch {torch.__version__}, scikit-learn {sklearn.__version__}, "
+        "versions": f"zsu {version('zsu')}, torch {torch.__version__}, scikit-learn {sklearn.__version__}, "
         f"Python {platform.python_version()}",
     }
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,11 +30,12 @@ from torchvision import transforms
 from torchvision.models.vision_transformer import interpolate_embeddings
 from tqdm.auto import tqdm
 
-from . import data, models, training
-from .data import Splits, write_atomically
-from .errors import ZsuError
-from .evaluation import BASIC, audit
-from .forgetting import forget
+from .. import data, models, training
+from ..data import Splits
+from ..errors import ZsuError, check_count, warn
+from ..evaluation import BASIC, audit
+from ..files import check_settings, make_folder, write_atomically
+from ..forgetting import forget
 
 METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
 PAPERS = "lra-npp"  # the method that the others are compared with
@@ -199,7 +199,7 @@ def imagenet_weights(arch: str | None) -> dict[str, torch.Tensor] | None:
         weights = torchvision.models.get_model_weights(arch)["IMAGENET1K_V1"]
         return weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:  # no network, no space, a damaged file: many types
-        warnings.warn(f"no ImageNet weights for {arch} ({error}): it is trained from scratch", stacklevel=3)
+        warn(f"no ImageNet weights for {arch} ({error}): it is trained from scratch")
         return None
 
 
@@ -263,13 +263,13 @@ def run(
         raise ZsuError(f"there is no row {name!r}", where="zsu.reproduce", remedy=f"use one of {', '.join(ROWS)}")
     for what, value in (("seeds", seeds), ("size", size), ("epochs", epochs)):
         if value is not None:
-            data.check_count(what, value)
+            check_count(what, value, "reproduce")
     row, out = ROWS[name], Path(out)
     row = row._replace(size=size or row.size, epochs=epochs or row.epochs)
     splits = row.load(Path(folder), row.transform(row.size))
     pretrained = imagenet_weights(row.arch)
-    data.make_folder(out)
-    data.check_settings(out / "settings.json", settings(name, row, splits, pretrained is not None, methods))
+    make_folder(out)
+    check_settings(out / "settings.json", settings(name, row, splits, pretrained is not None, methods))
     with tqdm(total=3 * seeds, desc=name, unit="step", disable=not progress) as bar:
         if not train_all(row, splits, pretrained, out, seeds, device, bar):
             return None
@@ -371,7 +371,7 @@ def audit_seed(
             forgotten[method] = forget(original, x, target, method, seed=seed, **budget)
         except (ZsuError, RuntimeError, MemoryError) as error:  # RuntimeError: a GPU without memory left
             notes[method] = f"{type(error).__name__}: {error}".replace("\n", " ")
-            warnings.warn(f"seed {seed}: {method!r} failed, {notes[method]}", stacklevel=2)
+            warn(f"seed {seed}: {method!r} failed, {notes[method]}")
     seconds = models.metadata(model_path(out, "retrained", seed))["seconds"]
     frame = audit(
         original, forgotten, splits.train, data.without_samples(splits.test, target, n, seed), target, [retrained],

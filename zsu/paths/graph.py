@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .errors import ZsuError
-from .fused import ONE_PASS
-from .relevance import SHARES, Relevance, check_channel
-from .tape import Node
+from ..errors import ZsuError
+from ..relevance.explanation import SHARES, Relevance, check_channel
+from ..relevance.fused import ONE_PASS
+from ..relevance.tape import Node
 
 
 @dataclass(eq=False)

@@ -1,8 +1,8 @@
-"""What happens to relevance at one step of the forward pass; :mod:`zsu.tape` decides which step is which.
+"""What happens to relevance at one step of the forward pass; :mod:`zsu.relevance.tape` decides which step is which.
 
 Every tensor t carries c = R / t as its gradient, so that relevance is t * grad. Layers with weights replace their
-backward pass by a rule of :mod:`zsu.rules` (`Weighted`), and sum on the way the relevance of every edge j -> k and the
-shares that bias and stabiliser keep. Activations that bend (GELU, ReLU6) hand on what they get (`Ratio`).
+backward pass by a rule (`zsu.relevance.rules`; `Weighted`), and sum on the way the relevance of every edge j -> k and
+the shares that bias and stabiliser keep. Activations that bend (GELU, ReLU6) hand on what they get (`Ratio`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..errors import ZsuError
 from . import fused
-from .errors import ZsuError
 from .rules import Base, Epsilon, Part, Rule, same
 
 BLOCK = 2**18  # values

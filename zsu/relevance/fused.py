@@ -1,7 +1,7 @@
 """One pass over memory where torch takes a dozen: the elementwise part of the backward pass, for tensors on a CPU.
 
 Relevance is bound by memory, not by arithmetic, wherever no weights are involved. Each function has its plain twin in
-:mod:`zsu.layers`, for other devices and layouts; tests hold both to the same numbers.
+:mod:`zsu.relevance.layers`, for other devices and layouts; tests hold both to the same numbers.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Every tensor t carries c = R / t as its gradient, so that relevance is t * grad and needs no rule for additions, pools,
 ReLU, flatten or anything else that is linear or a masked identity. Layers with weights follow a rule, activations that
-bend hand on what they get, norms keep their bias (:mod:`zsu.layers`).
+bend hand on what they get, norms keep their bias (:mod:`zsu.relevance.layers`).
 
 Products of two things that both depend on the input: a *gate* (what a sigmoid or softmax gives) counts as a constant
 factor, and all relevance goes to what it gates (Arras et al. 2017, arXiv:1706.07206); so do attention weights (CP-LRP,
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from .errors import ZsuError
+from ..errors import ZsuError
 from .layers import (
     Addition,
     Affine,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from .errors import ZsuError
+from ..errors import ZsuError
 from .layers import Layer
 from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
 

@@ -7,8 +7,9 @@ import warnings
 
 from torch import Tensor, nn
 
+from ..errors import warn
 from .composites import Rules
-from .relevance import explain
+from .explanation import explain
 
 
 def compare(model: nn.Module, x: Tensor, target: int | Tensor, rules: Rules = "epsilon") -> dict[str, Tensor]:
@@ -48,5 +49,5 @@ def compare(model: nn.Module, x: Tensor, target: int | Tensor, rules: Rules = "e
                 maps[name] = method(copy.deepcopy(model)).attribute(x.clone().requires_grad_(), target=target).detach()
         except Exception as error:  # captum raises many types
             reason = str(error).splitlines()[0] if str(error) else ""
-            warnings.warn(f"captum's {name} does not run: {type(error).__name__} {reason}", stacklevel=2)
+            warn(f"captum's {name} does not run: {type(error).__name__} {reason}")
     return maps

@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .data import write_atomically
-from .errors import ZsuError
+from ..errors import ZsuError
+from ..files import write_atomically
 
 Selection = Mapping[str, Tensor]  # name of a parameter -> int64 indices into its flattened values
 Weights = nn.Module | MutableMapping[str, Tensor]  # a model, or its state dict

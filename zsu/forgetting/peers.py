@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from . import data
-from .errors import ZsuError
-from .layers import at_least_float32
+from .. import data
+from ..errors import ZsuError
+from ..relevance.layers import at_least_float32
 
 BATCH_SIZE = 80
 

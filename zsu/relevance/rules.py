@@ -8,7 +8,7 @@ the outgoing relevance R (the shape of z) into *portions* that flow along sums o
     portions = [(share of R, [coefficient of each base], bias), ...]
 
 ``part`` is ``"x"``, ``"|x|"``, ``"+"`` for max(x, 0), ``"-"`` for min(x, 0), or a constant (number or tensor) that
-stands in for the input; ``nonnegative`` says that no x is below 0. The engine (:mod:`zsu.layers`) computes
+stands in for the input; ``nonnegative`` says that no x is below 0. The engine (:mod:`zsu.relevance.layers`) computes
 zr = sum_m coefficient_m (part_m change_m(w)) + bias for every portion, and hands
 
     R_j <- sum_k sum_m coefficient_m part_m,j change_m(w)_jk  share_k / (zr_k + sign(zr_k) epsilon).
@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .errors import ZsuError
+from ..errors import ZsuError
 
 Part = str | float | Tensor
 Base = tuple[Part, Callable[[Tensor], Tensor]]

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import data, training
-from .errors import ZsuError
-from .evaluation import BASIC
+from .. import training
+from ..errors import ZsuError
+from ..evaluation import BASIC
+from ..files import write_atomically
 from .sweep import ROWS, run
 
 FILE = "scoreboard.csv"
-SHIPPED = Path(__file__).parent / "assets" / "scoreboard"
+SHIPPED = Path(__file__).parents[1] / "assets" / "scoreboard"
 
 
 def bench(
@@ -38,7 +39,7 @@ def bench(
         folder, dataset, root, classes, seeds, methods, BASIC, controls=False, samples=samples, references=references,
         epochs=epochs, jobs=1, progress=progress,
     )  # fmt: skip
-    data.write_atomically(Path(folder) / FILE, lambda temporary: board.to_csv(temporary, index=False))
+    write_atomically(Path(folder) / FILE, lambda temporary: board.to_csv(temporary, index=False))
     return board
 
 

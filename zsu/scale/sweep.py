@@ -6,6 +6,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +19,12 @@ from torch import nn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
-from . import __version__, data, models, training
-from .errors import ZsuError
-from .evaluation import MEASURES, audit
-from .evaluation.report import OF_MANY
-from .forgetting import METHODS, TIERS, forget
+from .. import data, models, training
+from ..errors import ZsuError
+from ..evaluation import MEASURES, audit
+from ..evaluation.report import OF_MANY
+from ..files import check_settings, make_folder, write_atomically
+from ..forgetting import METHODS, TIERS, forget
 
 RETAINED = 20  # images of each other class, for methods of tier T3
 WITH_RETAINED = "paths+retained"
@@ -127,11 +129,11 @@ def run(
     settings, targets = checked(
         folder, dataset, root, classes, seeds, methods, measures, samples, references, epochs, controls
     )
-    data.make_folder(settings.folder / "tasks")
+    make_folder(settings.folder / "tasks")
     same = about(settings) | {"measures": list(settings.measures), "controls": controls}
     if set(OF_MANY) & set(settings.measures):  # which look at every seed's model
         same["seeds"] = list(settings.seeds)
-    data.check_settings(settings.folder / "settings.json", same)
+    check_settings(settings.folder / "settings.json", same)
     if not isinstance(jobs, int) or jobs == 0:
         raise ZsuError(f"jobs is {jobs!r}", where="sweep", remedy="use a number of processes, or -1 for one a core")
     failures = {}
@@ -198,7 +200,7 @@ def about(settings: Settings) -> dict:
         "samples": settings.samples,
         "references": settings.references,
         "epochs": settings.epochs,
-        "zsu": __version__,
+        "zsu": version("zsu"),
         "torch": torch.__version__,
     }
 
@@ -288,7 +290,7 @@ def work(task: Task, settings: Settings, wait: bool = False) -> tuple[Task, str 
     except Exception as error:  # the other tasks go on
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(ZsuError):  # the disk may be full
-            data.write_atomically(failure, lambda temporary: temporary.write_text(text))
+            write_atomically(failure, lambda temporary: temporary.write_text(text))
         return task, text
     return task, None
 
@@ -297,7 +299,7 @@ def train(task: Task, settings: Settings) -> None:
     """A model with or without a class."""
     splits = loaded(settings.dataset, settings.root)
     path, wanted = model_file(task.target, task.seed, settings)
-    data.make_folder(path.parent)
+    make_folder(path.parent)
     image, _ = splits.train[0]
     number = len(data.classes(splits.train))
     training.kept(path, wanted, lambda: training.train(
@@ -363,7 +365,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
     known = read(path, about(settings))
     if not known.empty:  # "original" and "retrain" are there already when methods are added
         frame = pd.concat([known, frame[~frame["method"].isin(known["method"])]], ignore_index=True)
-    data.write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
+    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
 
 
 @functools.cache

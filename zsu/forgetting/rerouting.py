@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from .data import batches, targets
-from .errors import ZsuError
-from .relevance import Relevance
+from ..data import batches, targets
+from ..errors import ZsuError
+from ..relevance.explanation import Relevance
 
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
 NEIGHBOURS = 0.3  # their weight in the geometric mean

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ import numpy as np
 import pandas as pd
 from numba import njit
 
-from .data import write_atomically
-from .errors import ZsuError
-from .fused import ONE_PASS
+from ..errors import ZsuError, check_count, warn
+from ..files import write_atomically
+from ..relevance.explanation import Relevance
+from ..relevance.fused import ONE_PASS
 from .graph import PathGraph, build_graph, contrast
-from .relevance import Relevance
 
 Channel = tuple[str, int]  # name of the layer, number of the channel
 FIRST, MANY = 16, 128  # children of a node: how many are sorted at first, and beyond how many all are
@@ -170,7 +169,7 @@ def find_paths(
     enough = float(coverage) if coverage < 1 else np.inf
     nodes, score = search(*graph.arrays, best, scaled, scale, via, limit, depth, least, enough)
     if k is not None and len(nodes) < k and coverage == 1 and not min_probability:
-        warnings.warn(f"there are only {len(nodes):,} paths", stacklevel=2)
+        warn(f"there are only {len(nodes):,} paths")
     return Paths(nodes[:, 1:], np.exp(score), graph.layers, graph.first)  # without the node above the logits
 
 
@@ -192,8 +191,8 @@ def as_channel(channel: Channel) -> Channel:
 
 def check_limits(k: int | None, min_probability: float, coverage: float) -> None:
     """Refuse limits that are none."""
-    if k is not None and (not isinstance(k, (int, np.integer)) or isinstance(k, bool) or k < 1):
-        raise ZsuError(f"k is {k!r}", where="find_paths", remedy="ask for at least one path, an integer")
+    if k is not None:
+        check_count("k", k, "find_paths")
     for name, value in (("min_probability", min_probability), ("coverage", coverage)):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             raise ZsuError(f"{name} is {value!r}", where="find_paths", remedy="use a number from 0 to 1")

@@ -6,8 +6,8 @@ import copy
 import hashlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
@@ -16,15 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from . import __version__
-from .data import batches, classes, histogram, targets
-from .errors import ZsuError
-from .graph import build_graph
-from .paths import best_through
-from .peers import PEERS
-from .peers import TIERS as PEER_TIERS
-from .perturb import Patch, model_hash, perturb
-from .relevance import (
+from ..data import batches, classes, histogram, targets
+from ..errors import ZsuError, check_count, is_integer, warn
+from ..paths.graph import build_graph
+from ..paths.search import best_through
+from ..relevance.explanation import (
     Relevance,
     check_input,
     check_logits,
@@ -34,6 +30,10 @@ from .relevance import (
     forward,
     output_weights,
 )
+from ..relevance.tape import Node
+from .peers import PEERS
+from .peers import TIERS as PEER_TIERS
+from .perturb import Patch, model_hash, perturb
 from .rerouting import entering_inputs, module_of, reroute, wanted_outputs
 from .selection import (
     a_tenth,
@@ -45,7 +45,6 @@ from .selection import (
     joined,
     weight_blocks,
 )
-from .tape import Node
 
 TIERS = {
     "paths": "T1", "lra-npp": "T1", "head-npp": "T1",
@@ -201,7 +200,7 @@ def forget(
             p.detach().zero_()
     patch = Patch.between(model, edited)
     if patch.weights_changed == 0:
-        warnings.warn("the edit has no effect: no weight changes", stacklevel=2)
+        warn("the edit has no effect: no weight changes")
     patch.metadata = {
         "target": ",".join(str(c) for _, c in several),
         "method": method,
@@ -220,7 +219,7 @@ def forget(
         "seed": str(seed),
         "seconds": f"{time.perf_counter() - started:.4f}",
         "parent": model_hash(model),
-        "zsu": __version__,
+        "zsu": version("zsu"),
         "torch": torch.__version__,
     }
     return Forgotten(edited, patch, pd.concat(cuts, ignore_index=True))
@@ -231,12 +230,12 @@ def forget(
 
 def several_classes(x: Tensor | Sequence[Tensor], target: int | Sequence[int]) -> list[tuple[Tensor, int]]:
     """(samples, class) in the order of the classes."""
-    if isinstance(target, (int, np.integer)) and not isinstance(target, bool):
+    if is_integer(target):
         return [(detached(x), int(target))]
     remedy = "pass the index of one class, or a list of indices and a list of as many tensors of samples"
     wrong = isinstance(target, (str, bytes)) or not isinstance(target, (Sequence, np.ndarray))
     wrong = wrong or (isinstance(target, np.ndarray) and target.ndim != 1)
-    if wrong or any(isinstance(c, bool) or not isinstance(c, (int, np.integer)) for c in target):
+    if wrong or not all(map(is_integer, target)):
         raise ZsuError(f"target is {target!r}", where="forget", remedy=remedy)
     if len(set(target)) < len(target):
         what = "a class is named twice: whole classes are forgotten here, not single samples"
@@ -265,8 +264,8 @@ def check_options(method: str, options: Options, forgotten: list[int]) -> None:
             raise ZsuError(f"{method!r} takes no {name}", where="forget", remedy=f"use one of {', '.join(users)}")
     for name in ("k", "perturbed"):
         value = getattr(options, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-            raise ZsuError(f"{name} is {value!r}", where="forget", remedy="use an integer of at least 1")
+        if value is not None:
+            check_count(name, value, "forget")
     if options.perturbed is not None and options.k is None:
         raise ZsuError("perturbed without k", where="forget", remedy="give both")
     retained = options.retained
@@ -326,9 +325,9 @@ def recognised(logits: Tensor, target: int) -> int:
             remedy="pass samples of the class that is named; what a model cannot predict it cannot forget",
         )
     if 2 * wrong > n:
-        warnings.warn(f"the model does not take {wrong} of {n} samples for class {target}", stacklevel=4)
+        warn(f"the model does not take {wrong} of {n} samples for class {target}")
     if n < FEW:
-        warnings.warn(f"{n} samples are few: what is found need not hold for the class", stacklevel=4)
+        warn(f"{n} samples are few: what is found need not hold for the class")
     return wrong
 
 
@@ -383,7 +382,7 @@ def cut_paths(
     if head is None or head.kind != "linear" or not head.weight or not gives_logits(model, head.weight, x):
         p = worst(model, seen, target)
         if p > 1 / relevance.logits.shape[1]:
-            warnings.warn(f"{budget}: the class keeps a probability of up to {p:.2f} on the samples", stacklevel=4)
+            warn(f"{budget}: the class keeps a probability of up to {p:.2f} on the samples")
         return budget, cut
     receiving = reroute(model, module_of(head.weight), x, wanted, target, options.retained)
     lowered = lower_bias(model, seen, target, module_of(head.weight) + ".bias")
@@ -469,7 +468,7 @@ def lower_bias(model: nn.Module, x: Tensor, target: int, name: str) -> pd.DataFr
     """
     bias = dict(model.named_parameters()).get(name)
     if bias is None:
-        warnings.warn(f"the head has no bias: probability up to {worst(model, x, target):.2f} is left", stacklevel=5)
+        warn(f"the head has no bias: probability up to {worst(model, x, target):.2f} is left")
         return nothing()
     logits = model(x).double()
     others = logits.clone()
@@ -565,7 +564,7 @@ def least_share(
         if left == 0:
             return budget, found
     if not quiet:
-        warnings.warn(f"{budget}: {fewest} of {len(x)} samples are still taken for the class", stacklevel=5)
+        warn(f"{budget}: {fewest} of {len(x)} samples are still taken for the class")
     return f"{budget}, {fewest} of {len(x)} samples left", found
 
 

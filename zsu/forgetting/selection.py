@@ -10,12 +10,12 @@ import torch
 from numba import njit
 from torch import Tensor, nn
 
-from .errors import ZsuError
-from .graph import build_graph
-from .paths import best_through
+from ..errors import ZsuError, check_count
+from ..paths.graph import build_graph
+from ..paths.search import best_through
+from ..relevance.explanation import Relevance, check_channel
+from ..relevance.tape import Node
 from .perturb import Selection
-from .relevance import Relevance, check_channel
-from .tape import Node
 
 # --- neurons --------------------------------------------------------------------------------------------------
 
@@ -59,8 +59,8 @@ def select_neurons(
             where="select_neurons",
             remedy="pass against=explain(...) with by='contrast', and only then",
         )
-    if k is not None and (isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1):
-        raise ZsuError(f"k is {k!r}", where="select_neurons", remedy="use an integer of at least 1")
+    if k is not None:
+        check_count("k", k, "select_neurons")
     layers = hidden_layers(relevance)
     sizes = {n.name: a_tenth(n) if k is None else k for n in layers}
     for node in layers:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from ..errors import ZsuError, is_integer, warn
 from .composites import Rules, as_composite
-from .errors import ZsuError
 from .layers import Node, Source, at_least_float32, by_sample, inner, total
 from .tape import Tape
 
@@ -111,18 +109,16 @@ class Relevance:
         """Relevance of both signs that cancels to the right sum, or stays with the stabiliser, says little."""
         kept = sum(abs(float(n.stabiliser)) for n in self.rows) / (float(self.seed.abs().sum()) + 1e-300)
         if kept > STAYS:
-            warnings.warn(
-                f"the stabilisers keep {100 * kept:.0f} % of the relevance; use a smaller epsilon, as in Epsilon(1e-9)",
-                stacklevel=4,
+            warn(
+                f"the stabilisers keep {100 * kept:.0f} % of the relevance; use a smaller epsilon, as in Epsilon(1e-9)"
             )
         if len(self.rows) == 1:  # the input alone
             return
         worst = max(self.rows[1:], key=lambda n: float(n.magnitude))
         if self.amplification(worst) > EXPLODES:
-            warnings.warn(
+            warn(
                 f"relevance explodes: at {worst.name}, sum |R| is {self.amplification(worst):.1e} times that of the "
-                "outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'",
-                stacklevel=4,
+                "outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
             )
 
 
@@ -310,7 +306,7 @@ def located(path: Sequence[tuple[str, int]], nodes: dict[str, Node], tape: Tape)
 
 def check_channel(layer: str, channel: int, size: int) -> None:
     """Refuse what is no number of a channel."""
-    if isinstance(channel, bool) or not isinstance(channel, (int, np.integer)) or not 0 <= channel < size:
+    if not is_integer(channel) or not 0 <= channel < size:
         raise ZsuError(f"channel {channel!r} of {size}", where=layer, remedy=f"use 0 to {size - 1}")
 
 
