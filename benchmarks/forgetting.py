@@ -11,10 +11,10 @@ import torch
 
 import zsu
 from zsu import data, models, training
-from zsu.forgetting import TIERS
+from zsu.forgetting import METHODS as ALL
 
 ROUNDS = 20
-METHODS = [method for method, tier in TIERS.items() if tier in ("T0", "T1")]
+METHODS = [method for method, m in ALL.items() if m.tier in ("T0", "T1")]
 
 train, test = data.load("fashion-mini")
 model = models.bundled("original")

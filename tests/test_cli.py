@@ -137,7 +137,7 @@ def test_several_classes_and_methods_that_need_more_data(capsys, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     code, out, _ = run(capsys, "forget", "--class", "Bag", "--class", "Trouser", "--method", "mask")
     assert code == 0
-    assert Patch.load("forget-trouser-bag-mask.safetensors").metadata["target"] == "1,8"
+    assert Patch.load("forget-trouser-bag-mask.safetensors").metadata["target"] == [1, 8]
     table = numbers(out)
     assert float(table["mask"]["at_test"]) == 0.0
     assert float(table["original"]["at_test"]) > 0.9

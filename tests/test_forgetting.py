@@ -17,13 +17,24 @@ import zsu.data
 import zsu.evaluation
 import zsu.models
 from zsu import Patch, ZsuError, explain, explain_each, find_paths, forget
+from zsu.forgetting import METHODS as ALL
+from zsu.forgetting.methods import add_noise
 from zsu.forgetting.perturb import model_hash, perturb, undo
-from zsu.forgetting.request import METHODS, TIERS, affordable, disturbed, specific_edges
-from zsu.forgetting.selection import best, frequency, incoming_weights, select_neurons, weight_blocks
+from zsu.forgetting.selection import (
+    count_affordable,
+    count_in_top,
+    find_specific_edges,
+    highest,
+    incoming_weights,
+    select_neurons,
+    weight_blocks,
+)
 from zsu.relevance.tape import Node
 
 TROUSER = 1
 pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
+METHODS = [name for name in ALL if name != "paths+retained"]  # which is "paths" with retained samples
+TIERS = {name: method.tier for name, method in ALL.items()}
 NEED_RETAINED = [m for m in METHODS if TIERS[m] in ("T3", "T4")]
 
 
@@ -134,16 +145,15 @@ def test_patch_counts_exactly_the_weights_that_differ(original, edited, method):
 def test_metadata_say_what_was_done_and_survive_a_file(original, edited, x, method, tmp_path):
     metadata = edited[method].patch.metadata
     expected = {
-        "target": "1", "method": method, "tier": TIERS[method], "perturbation": "zero", "scale": "1.0",
-        "absolute": "False", "samples": "36", "seed": "0", "unrecognised": "1", "zsu": zsu.__version__,
+        "target": [1], "method": method, "tier": TIERS[method], "samples": [36], "seed": 0, "unrecognised": 1,
+        "retained": 180 if method in NEED_RETAINED else 0, "zsu": zsu.__version__,
         "torch": torch.__version__, "parent": model_hash(zsu.models.bundled("original")),
         "samples_sha256": hashlib.sha256(x.numpy().tobytes()).hexdigest(),
-        "k": "None", "perturbed": "None", "layers": "None",
     }  # fmt: skip
-    assert metadata.keys() == expected.keys() | {"budget", "seconds", "retained"}
-    assert (metadata["retained"] == "0") == (method not in NEED_RETAINED)
+    assert metadata.keys() == expected.keys() | {"budget", "seconds", "options"}
     assert {k: metadata[k] for k in expected} == expected
-    assert 0 < float(metadata["seconds"]) < 60
+    assert type(ALL[method])(**metadata["options"] if method != "random" else {}) == ALL[method] or method == "svd"
+    assert 0 < metadata["seconds"] < 60
     with torch.no_grad():
         assert int((original(x).argmax(1) != TROUSER).sum()) == 1
     edited[method].patch.save(tmp_path / "p.safetensors")
@@ -155,11 +165,13 @@ def test_metadata_of_several_classes(original, samples):
     metadata = forget(
         original, [b, a], [7, 3], "lra-npp", "laplace", scale=2.5, absolute=True, k=2, seed=9
     ).patch.metadata
-    assert metadata["target"] == "3,7"
-    assert metadata["samples"] == "36,30"
-    assert (metadata["scale"], metadata["absolute"], metadata["seed"]) == ("2.5", "True", "9")
-    assert metadata["budget"] == "k = 2; k = 2"
-    assert metadata["k"] == "2"
+    assert metadata["target"] == [3, 7]
+    assert metadata["samples"] == [36, 30]
+    assert metadata["options"] == {
+        "perturbation": "laplace", "scale": 2.5, "absolute": True, "k": 2, "perturbed": None, "layers": None
+    }  # fmt: skip
+    assert metadata["seed"] == 9
+    assert metadata["budget"] == [{"k": 2}, {"k": 2}]
     assert metadata["samples_sha256"] == hashlib.sha256(torch.cat([a, b]).numpy().tobytes()).hexdigest()
 
 
@@ -184,7 +196,7 @@ def test_five_samples_are_not_few_and_half_of_them_may_be_mistaken(original, x, 
     with pytest.warns(UserWarning, match="4 samples are few"):
         forget(original, x[:4], TROUSER, "mask")
     with pytest.warns(UserWarning, match="the model does not take 4 of 7 samples for class 1"):
-        assert forget(original, torch.cat([x[:3], sandals[:4]]), TROUSER).patch.metadata["unrecognised"] == "4"
+        assert forget(original, torch.cat([x[:3], sandals[:4]]), TROUSER).patch.metadata["unrecognised"] == 4
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -287,16 +299,16 @@ def test_paths_forget_each_class_and_keep_the_rest(each_class, before, by_class,
 @pytest.mark.parametrize("target", range(10))
 def test_paths_leave_a_thousandth_on_the_samples_with_and_without_noise(each_class, samples, target):
     x = samples(target)
-    left = [largest(each_class[target].model, seen, target) for seen in (x, disturbed(x, 0))]
+    left = [largest(each_class[target].model, seen, target) for seen in (x, add_noise(x, 0))]
     assert max(left) == pytest.approx(0.001, rel=1e-4)  # and no less than that: the bias falls no further than needed
 
 
 def test_input_noise_is_a_tenth_of_the_standard_deviation(x):
-    noise = disturbed(x, 0) - x
+    noise = add_noise(x, 0) - x
     assert float(noise.std()) == pytest.approx(0.1 * float(x.std()), rel=0.02)
     assert float(noise.mean()) == pytest.approx(0, abs=0.001)
-    assert torch.equal(disturbed(x, 0), disturbed(x, 0))
-    assert not torch.equal(disturbed(x, 0), disturbed(x, 1))
+    assert torch.equal(add_noise(x, 0), add_noise(x, 0))
+    assert not torch.equal(add_noise(x, 0), add_noise(x, 1))
 
 
 def cut_by_hand(original, edges):
@@ -312,17 +324,17 @@ def cut_by_hand(original, edges):
 @pytest.mark.parametrize("target", range(10))
 def test_paths_cut_the_fewest_edges_that_reach_chance(original, each_class, samples, target):
     x = samples(target)
-    seen = torch.cat([x, disturbed(x, 0)])
+    seen = torch.cat([x, add_noise(x, 0)])
     cut = each_class[target].cut
     edges = cut[cut["source"].notna()]
-    budget = each_class[target].patch.metadata["budget"]
-    number, available = (int(n) for n in budget.partition(" edges")[0].split(" of "))
-    assert number == len(edges)
+    (budget,) = each_class[target].patch.metadata["budget"]
+    assert budget["edges"] == len(edges)
     one = torch.zeros(len(x), 10)
     one[:, target] = 1
-    every = specific_edges(*explain_each(original, x, [one, 1 - one], "z+")).head(available)
+    every = find_specific_edges(*explain_each(original, x, [one, 1 - one], "z+")).head(budget["available"])
     # Where all of them do not reach chance, the fewest that come as far; the head and its bias do the rest.
     goal = max(0.1, largest(cut_by_hand(original, every), seen, target) + 0.01)
+    assert budget["enough"] == (goal == 0.1)
     assert largest(cut_by_hand(original, edges), seen, target) <= goal
     assert largest(cut_by_hand(original, edges[:-1]), seen, target) > goal
 
@@ -332,13 +344,13 @@ def test_no_more_edges_than_a_share_of_the_weights(original):
         ("fc.weight", torch.tensor([0, 2]), torch.zeros(2, 60)),
         ("head.weight", torch.tensor([1]), torch.zeros(1, 1)),
     ]
-    assert affordable(original, 3, blocks) == 2  # 0.2 % of 42,090 weights are 84: 60, 61, but not 121
-    assert affordable(original, 1, [("fc.weight", torch.tensor([0]), torch.zeros(1, 999))]) == 1
+    assert count_affordable(original, 3, blocks, 0.002) == 2  # 0.2 % of 42,090 weights are 84: 60, 61, but not 121
+    assert count_affordable(original, 1, [("fc.weight", torch.tensor([0]), torch.zeros(1, 999))], 0.002) == 1
 
 
 def test_for_some_classes_edges_alone_reach_chance_with_some_left(each_class):
-    numbers = [r.patch.metadata["budget"].partition(" edges")[0].split(" of ") for r in each_class]
-    assert sum(int(n) < int(available) for n, available in numbers) >= 4
+    budgets = [r.patch.metadata["budget"][0] for r in each_class]
+    assert sum(b["edges"] < b["available"] for b in budgets) >= 4
 
 
 @pytest.mark.parametrize("target", [0, 6])
@@ -366,8 +378,7 @@ def test_paths_change_cut_edges_some_rows_of_the_head_and_nothing_else(original,
         q = result.model.get_parameter(name)
         if not name.startswith("head"):
             assert torch.equal(p, q), name  # exactly those edges
-    rerouted = result.patch.metadata["budget"].partition("rerouted to [")[2].partition("]")[0]
-    receiving = {int(c) for c in rerouted.split(", ")}
+    receiving = set(result.patch.metadata["budget"][0]["receiving"])
     assert target not in receiving
     rows = (by_hand.head.weight != result.model.head.weight).any(1).nonzero().flatten().tolist()
     assert set(rows) == receiving
@@ -448,7 +459,7 @@ def test_a_head_without_bias_is_warned_about_and_says_what_is_left(original, x):
     model.head.bias = None
     with pytest.warns(UserWarning, match="the head has no bias: probability up to 0.9[0-9] is left"):
         result = forget(model, x, TROUSER)
-    assert "0 bias lowered" in result.patch.metadata["budget"]
+    assert result.patch.metadata["budget"][0]["lowered"] == 0
     assert bits(model) == bits(result.patch.revert(result.model))
 
 
@@ -479,7 +490,7 @@ def test_two_classes_go_and_the_others_stay(each_class, both, before, by_class):
     assert (before - two)[others].max() <= 0.08
     assert (before - two)[others].mean() <= 0.01
     assert set(both.cut.loc[both.cut["source"].isna(), "channel"]) == {3, 7}
-    assert both.patch.metadata["target"] == "3,7"
+    assert both.patch.metadata["target"] == [3, 7]
 
 
 def test_the_order_of_a_list_does_not_matter(original, samples, both):
@@ -494,7 +505,7 @@ def test_the_order_of_a_list_does_not_matter(original, samples, both):
 def test_a_list_of_one_is_that_class(original, samples, each_class):
     result = forget(original, [samples(3)], [3])
     assert bits(result.model) == bits(each_class[3].model)
-    assert result.patch.metadata["target"] == "3"
+    assert result.patch.metadata["target"] == [3]
 
 
 def test_one_after_the_other_is_the_list_in_order(each_class, samples, both, original):
@@ -534,7 +545,7 @@ def test_every_method_takes_several_classes(original, samples, without, method):
     """One after the other; what the first takes from the second is not an error."""
     more = {"retained": without(3, 7)} if method in NEED_RETAINED else {}
     result = forget(original, [samples(3), samples(7)], [3, 7], method, **more)
-    assert result.patch.metadata["target"] == "3,7"
+    assert result.patch.metadata["target"] == [3, 7]
     assert bits(original) == bits(result.patch.revert(result.model))
 
 
@@ -566,7 +577,7 @@ def test_a_budget_that_no_share_reaches_ends_and_is_told(original, samples):
         result = forget(original, samples(6), 6, "lra-npp", "gaussian", scale=1e-5)
     with torch.no_grad():
         left = int((result.model(samples(6)).argmax(1) == 6).sum())
-    assert f"{left} of 36 samples left" in result.patch.metadata["budget"]
+    assert result.patch.metadata["budget"][0]["left"] == left
     assert left > 0
     assert result.patch.weights_changed > 0
     assert bits(original) == bits(result.patch.revert(result.model))
@@ -619,7 +630,7 @@ def test_classes_whose_names_are_numbers(original, splits, tmp_path):
         assert zsu.data.class_index(data.test, name) == index
         samples = zsu.data.samples(data.test, name, 10)
         result = forget(model, samples, zsu.data.class_index(data.test, name))
-        assert data.test.classes[int(result.patch.metadata["target"])] == name
+        assert [data.test.classes[c] for c in result.patch.metadata["target"]] == [name]
         p, labels = zsu.evaluation.predict(result.model, data.test)
         assert zsu.evaluation.accuracy(p[labels == index], labels[labels == index]) == 0
         assert zsu.evaluation.accuracy(p[labels != index], labels[labels != index]) > 0.9
@@ -717,8 +728,8 @@ def test_lra_npp_takes_the_least_share_that_leaves_no_sample(original, samples, 
             return int((result.model(x).argmax(1) == target).sum())
 
     result = forget(original, x, target, "lra-npp", layers=["conv3"])
-    share = int(result.patch.metadata["budget"].split(" %")[0])
-    assert result.patch.metadata["budget"] == f"{share} % of each layer"
+    share = result.patch.metadata["budget"][0]["percent"]
+    assert result.patch.metadata["budget"] == [{"percent": share, "left": 0}]
     assert left(result) == 0
     assert len(result.cut) <= max(1, round(share * 64 / 100))
     smaller = [max(1, round(p * 64 / 100)) for p in range(2, share, 2)]
@@ -743,8 +754,8 @@ def test_perturbed_says_how_many_of_the_most_frequent(original, x):
     few, many = (forget(original, x, TROUSER, "lra-npp", k=4, perturbed=n).cut for n in (2, 6))
     for layer in ("conv1", "conv2", "conv3", "fc"):
         a, b = (c.loc[c["layer"] == layer, "channel"].tolist() for c in (few, many))
-        score = frequency(next(n for n in explain(original, x, TROUSER).layers if n.name == layer), 4)
-        assert b == best(score, 6).tolist()
+        score = count_in_top(next(n for n in explain(original, x, TROUSER).layers if n.name == layer), 4)
+        assert b == highest(score, 6).tolist()
         assert a == b[:2]
     head = forget(original, x, TROUSER, "head-npp", k=4, perturbed=5)
     assert len(head.cut) == 5
@@ -885,7 +896,7 @@ def test_noise_is_reproducible_and_leaves_the_global_generator_alone(original, x
 
 
 def most_frequent(relevance, k, number):
-    return best(frequency(Node("linear", "fc", relevance=torch.tensor(relevance)), k), number).tolist()
+    return highest(count_in_top(Node("linear", "fc", relevance=torch.tensor(relevance)), k), number).tolist()
 
 
 def test_most_frequent_by_hand():
@@ -950,8 +961,8 @@ def test_selections_that_are_refused():
         ({"by": "path", "against": result}, "by 'path' takes no reference"),
         ({"k": 6}, "0: k is 6, the layer has 5 neurons"),
         ({"k": 6, "by": "path"}, "0: k is 6, the layer has 5 neurons"),
-        ({"k": 0}, "k is 0. use an integer of at least 1"),
-        ({"k": 1.5, "by": "marginal"}, "k is 1.5. use an integer"),
+        ({"k": 0}, "k is 0. pass an integer k >= 1"),
+        ({"k": 1.5, "by": "marginal"}, "k is 1.5. pass an integer"),
     ):
         with pytest.raises(ZsuError, match=match):
             select_neurons(result, **options)
@@ -1034,24 +1045,27 @@ def all_edges(r):
     [
         ({"method": "magic"}, "unknown method 'magic'. use one of paths, lra-npp"),
         ({"perturbation": "uniform"}, "perturbation 'uniform'. use zero, gaussian or laplace"),
-        ({"k": 0}, "k is 0. use an integer of at least 1"),
+        ({"k": 0}, "k is 0. pass an integer k >= 1"),
         ({"k": 1.5}, "k is 1.5"),
         ({"k": True}, "k is True"),
         ({"method": "lra-npp", "k": 17}, "conv1: k is 17, the layer has 16 neurons. use a smaller k"),
         ({"method": "random", "k": 17}, "conv1: k is 17, the layer has 16 neurons"),
         ({"method": "head-npp", "k": 33}, "fc: k is 33, the layer has 32 neurons"),
-        ({"method": "mask", "perturbation": "gaussian"}, "'mask' adds no noise"),
+        ({"method": "mask", "perturbation": "gaussian"}, "'mask' takes no perturbation. it has no options"),
         ({"method": "lra-npp", "perturbation": "gaussian", "scale": -1.0}, "scale is -1.0"),
         ({"method": "lra-npp", "k": 2, "perturbed": 17}, "conv1: k is 17, the layer has 16 neurons"),
         ({"method": "head-npp", "k": 2, "perturbed": 33}, "fc: k is 33, the layer has 32 neurons"),
         ({"method": "lra-npp", "perturbed": 3}, "perturbed without k. give both"),
-        ({"method": "lra-npp", "k": 3, "perturbed": 0}, "perturbed is 0. use an integer of at least 1"),
-        ({"perturbed": 3, "k": 3}, "'paths' takes no perturbed. use one of lra-npp, head-npp"),
+        ({"method": "lra-npp", "k": 3, "perturbed": 0}, "perturbed is 0. pass an integer perturbed >= 1"),
+        ({"perturbed": 3, "k": 3}, "'paths' takes no perturbed. it takes perturbation, scale, absolute, k"),
         ({"method": "random", "perturbed": 3, "k": 3}, "'random' takes no perturbed"),
-        ({"method": "boundary-shrink", "k": 3}, "'boundary-shrink' takes no k. use one of paths"),
+        (
+            {"method": "boundary-shrink", "k": 3},
+            "'boundary-shrink' takes no k. it takes epochs, lr, epsilon, batch_size",
+        ),
         ({"method": "mask", "k": 3}, "'mask' takes no k"),
-        ({"method": "boundary-shrink", "perturbation": "laplace"}, "'boundary-shrink' adds no noise"),
-        ({"layers": ["conv1"]}, "'paths' takes no layers. use one of lra-npp, random"),
+        ({"method": "boundary-shrink", "perturbation": "laplace"}, "'boundary-shrink' takes no perturbation"),
+        ({"layers": ["conv1"]}, "'paths' takes no layers"),
         ({"method": "lra-npp", "layers": ["conv9"]}, r"called \['conv9'\]. use some of conv1, conv2, conv3, fc"),
         ({"method": "lra-npp", "layers": ["conv1", "head"]}, r"called \['head'\]"),
         ({"method": "lra-npp", "layers": []}, "use some of conv1"),
@@ -1061,8 +1075,8 @@ def all_edges(r):
         ({"target": True}, "target is True"),
         ({"x": torch.rand(3, 1, 28, 28).double()}, r"x is torch.float64 on cpu, the model is torch.float32"),
         ({"x": torch.randint(0, 255, (3, 1, 28, 28))}, "x is torch.int64. pass a floating-point tensor"),
-        ({"x": torch.rand(3, 3, 28, 28)}, r"conv1: .*\(3, 3, 28, 28\), it wants \(N, 1, H, W\)"),
-        ({"x": torch.rand(1, 28, 28)}, r"conv1: .*it wants \(N, 1, H, W\)"),
+        ({"x": torch.rand(3, 3, 28, 28)}, r"SmallCNN: .*input\[3, 3, 28, 28\] to have 1 channels"),
+        ({"x": torch.rand(1, 28, 28)}, "SmallCNN: mat1 and mat2 shapes cannot be multiplied"),
         ({"x": torch.rand(0, 1, 28, 28)}, "N >= 1"),
         ({"x": torch.full((2, 1, 28, 28), torch.nan)}, "NaN or infinity"),
     ],
@@ -1117,7 +1131,7 @@ def test_a_head_whose_outputs_are_not_the_logits_is_left_where_it_is(original, x
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the edges alone need not be enough
         result = forget(Scaled().eval(), x, TROUSER)
-    assert "rerouted" not in result.patch.metadata["budget"]
+    assert "receiving" not in result.patch.metadata["budget"][0]
     assert result.cut["source"].notna().all()
     assert result.patch.weights_changed == sum(len(c.index) for c in result.patch.changes.values()) > 0
 
@@ -1174,10 +1188,10 @@ def test_heads_and_layers_that_are_not_called_as_modules(original, x, without):
             return net.head(input=h) if self.named else nn.functional.linear(h, net.head.weight, net.head.bias)
 
     named, functional = Functional(True).eval(), Functional(False).eval()
-    assert "rerouted" in forget(named, x, TROUSER).patch.metadata["budget"]
+    assert forget(named, x, TROUSER).patch.metadata["budget"][0]["receiving"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the edges alone are not enough
-        assert "rerouted" not in forget(functional, x, TROUSER).patch.metadata["budget"]
+        assert "receiving" not in forget(functional, x, TROUSER).patch.metadata["budget"][0]
     assert forget(functional, x, TROUSER, "mask").patch.weights_changed == 33
     for model in (named, functional):
         assert forget(model, x, TROUSER, "svd", retained=without(1)).patch.weights_changed > 0

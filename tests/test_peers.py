@@ -9,9 +9,12 @@ from torch import nn
 from torch.utils.data import Subset
 from torchvision.models import resnet18
 
-from zsu import data, models, peers
+from zsu import data, forget, models, peers
 from zsu.errors import ZsuError
 from zsu.evaluation import accuracy, predict
+from zsu.forgetting import METHODS, BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
+
+PEERS = ["fine-tune", "negative-gradient", "ssd", "svd", "boundary-shrink"]
 
 
 class Points(torch.utils.data.Dataset):
@@ -59,7 +62,7 @@ def small_data(channels=2, size=8, n=8):
 def test_fisher_squares_the_gradient_of_each_image():
     model = linear([[0.0, 0.0], [0.0, 0.0]])
     # p = (1/2, 1/2): the gradient is (p - onehot) x^T, so opposite images cancel in a batch, but not squared.
-    (f,) = peers.fisher(model, [(torch.tensor([2.0, 0.0]), 0), (torch.tensor([-2.0, 4.0]), 0)])
+    (f,) = peers.fisher_information(model, [(torch.tensor([2.0, 0.0]), 0), (torch.tensor([-2.0, 4.0]), 0)])
     torch.testing.assert_close(f, torch.tensor([[1.0, 2.0], [1.0, 2.0]]))
 
 
@@ -69,9 +72,8 @@ def test_fisher_squares_the_gradient_of_each_image():
 def test_dampening_by_hand(alpha, lam, factor):
     """Two weights; input 2 in the class and 1 in the rest, so that F_f = 4 F_d for both where p is (1/2, 1/2)."""
     model = linear([[3.0], [3.0]])
-    peers.selective_dampening(
-        model, torch.tensor([[2.0]]), 0, Points(torch.tensor([[1.0]]), torch.tensor([1])), alpha=alpha, lam=lam
-    )
+    kept = Points(torch.tensor([[1.0]]), torch.tensor([1]))
+    Ssd(alpha=alpha, lam=lam).edit(model, torch.tensor([[2.0]]), 0, kept, 0)
     torch.testing.assert_close(model.weight, torch.tensor([[3.0], [3.0]]) * factor)
 
 
@@ -79,7 +81,7 @@ def test_dampening_chooses_single_weights():
     """The class uses input 0 alone, the rest input 1 alone."""
     model = linear([[1.0, 2.0], [1.0, 2.0]])
     x, kept = torch.tensor([[1.0, 0.0]]), Points(torch.tensor([[0.0, 1.0]]), torch.tensor([1]))
-    peers.selective_dampening(model, x, 0, kept)
+    Ssd().edit(model, x, 0, kept, 0)
     torch.testing.assert_close(model.weight, torch.tensor([[0.0, 2.0], [0.0, 2.0]]))
 
 
@@ -88,7 +90,7 @@ def test_svd_removes_what_only_the_class_uses():
     model = linear([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], bias=True)
     x, kept = torch.tensor([[1.0, 1.0, 0.0]] * 3), torch.tensor([[2.0, -2.0, 0.0]] * 4)
     before = model(kept)
-    peers.svd_forget(model, x, 0, Points(kept, torch.ones(4, dtype=torch.int64)))
+    Svd().edit(model, x, 0, Points(kept, torch.ones(4, dtype=torch.int64)), 0)
     torch.testing.assert_close(model(kept), before)
     torch.testing.assert_close(model(x), model.bias.expand(3, 2), atol=1e-5, rtol=0)
 
@@ -97,7 +99,7 @@ def test_svd_by_hand_in_a_shared_space():
     """Class on axis 0; rest with energies 3/4 and 1/4 on axes 0 and 1: column 0 keeps Lambda_r = 3 a / (3 a + 1)."""
     model = linear([[1.0, 2.0], [3.0, 4.0]])
     kept = Points(torch.tensor([[3.0**0.5, 0.0], [0.0, 1.0]]), torch.tensor([1, 1]))
-    peers.svd_forget(model, torch.tensor([[5.0, 0.0]]), 0, kept, alphas_r=(2,), alphas_f=(3,))
+    Svd(alphas_r=(2,), alphas_f=(3,)).edit(model, torch.tensor([[5.0, 0.0]]), 0, kept, 0)
     torch.testing.assert_close(model.weight, torch.tensor([[6 / 7, 2.0], [18 / 7, 4.0]]))
 
 
@@ -108,8 +110,8 @@ def test_svd_takes_the_best_alphas():
     one.bias.data = torch.tensor([0.0, 0.1])  # what decides when nothing else is left
     assert one(x).argmax(1) == 0
     searched = copy.deepcopy(one)
-    peers.svd_forget(one, x, 0, kept, alphas_r=(1000,), alphas_f=(3,))
-    peers.svd_forget(searched, x, 0, kept, alphas_r=(1000,), alphas_f=(0, 3, 0))
+    Svd(alphas_r=(1000,), alphas_f=(3,)).edit(one, x, 0, kept, 0)
+    Svd(alphas_r=(1000,), alphas_f=(0, 3, 0)).edit(searched, x, 0, kept, 0)
     assert one(x).argmax(1) == 1
     torch.testing.assert_close(searched.weight, one.weight, atol=0, rtol=0)
 
@@ -143,7 +145,7 @@ def test_boundary_shrink_relabels_to_the_nearest_class():
     x = torch.tensor([[-0.2, 1.0], [-1.0, 0.2]])  # beside class 1, and beside class 2
     assert model(x).argmax(1).tolist() == [0, 0]
     assert peers.nearest_classes(model, x, 0).tolist() == [1, 2]
-    peers.boundary_shrink(model, x, 0, epochs=100, lr=0.1)
+    BoundaryShrink(epochs=100, lr=0.1).edit(model, x, 0, None, 0)
     assert model(x).argmax(1).tolist() == [1, 2]
 
 
@@ -161,7 +163,7 @@ def test_negative_gradient_ascends_on_the_class_up_to_the_bound():
 
     def losses(epochs, **more):
         model = linear([[0.0, 0.0], [0.0, 0.0]])
-        peers.negative_gradient(model, x, 0, kept, epochs=epochs, lr=0.01, **more)
+        NegativeGradient(epochs=epochs, lr=0.01, **more).edit(model, x, 0, kept, 0)
         return [F.cross_entropy(model(p), torch.tensor([c])).item() for p, c in ((x, 0), (kept.x[:1], 1))]
 
     start = float(torch.tensor(2.0).log())
@@ -176,10 +178,10 @@ def test_fine_tune_learns_the_retained_data_only():
     x, kept = small_data()
     model = small_model()
     loss = F.cross_entropy(model(kept.x), kept.targets)
-    peers.fine_tune(model, x, 0, kept, epochs=20)
+    FineTune(epochs=20).edit(model, x, 0, kept, 0)
     assert F.cross_entropy(model(kept.x), kept.targets) < 0.5 * loss
     other = small_model()
-    peers.fine_tune(other, torch.zeros_like(x), 0, kept, epochs=20)
+    FineTune(epochs=20).edit(other, torch.zeros_like(x), 0, kept, 0)
     assert same(model, other)
 
 
@@ -191,17 +193,18 @@ def same(a, b):
 
 
 def test_every_method_has_a_tier():
-    assert peers.PEERS.keys() == peers.TIERS.keys()
-    for name, method in peers.PEERS.items():
-        assert f"Tier: {peers.TIERS[name]}." in method.__doc__
+    for name in PEERS:
+        assert f"Tier: {METHODS[name].tier}." in METHODS[name].__doc__
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", PEERS)
 def test_only_parameters_change_and_the_seed_decides(name):
     x, kept = small_data(n=200)
     model = small_model()
     before, state = copy.deepcopy(model), torch.get_rng_state()
-    assert peers.PEERS[name](model, x, 0, kept, seed=3) is None
+    edit = METHODS[name].edit(model, x, 0, kept, 3)
+    assert edit.cut.empty
+    assert edit.budget == {}
     assert torch.equal(torch.get_rng_state(), state)
     assert not same(model, before)
     assert not any(m.training for m in model.modules())
@@ -210,49 +213,51 @@ def test_only_parameters_change_and_the_seed_decides(name):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     again, other = small_model(), small_model()
     torch.rand(1)
-    peers.PEERS[name](again, x, 0, kept, seed=3)
-    peers.PEERS[name](other, x, 0, kept, seed=4)
+    METHODS[name].edit(again, x, 0, kept, 3)
+    METHODS[name].edit(other, x, 0, kept, 4)
     assert same(model, again)
     assert same(model, other) == (name in ("ssd", "svd"))
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", PEERS)
 def test_works_without_grad_mode_and_in_float64(name):
     x, kept = small_data()
     model = small_model().double()
     with torch.no_grad():
-        peers.PEERS[name](model, x.double(), 0, kept)
+        METHODS[name].edit(model, x.double(), 0, kept, 0)
     assert all(p.dtype == torch.float64 and p.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", PEERS)
 def test_refuses_what_no_method_can_use(name):
-    method, (x, kept) = peers.PEERS[name], small_data()
+    model, (x, kept) = small_model(), small_data()
+    more = {} if name == "boundary-shrink" else {"retained": kept}
     with pytest.raises(ZsuError, match="train mode"):
-        method(small_model().train(), x, 0, kept)
-    with pytest.raises(ZsuError, match="no images of the class"):
-        method(small_model(), x[:0], 0, kept)
+        forget(small_model().train(), x, 0, name, **more)
+    with pytest.raises(ZsuError, match="pass a batch .* with N >= 1"):
+        forget(model, x[:0], 0, name, **more)
     for target in (3, -1):
-        with pytest.raises(ZsuError, match=f"target is {target}"):
-            method(small_model(), x, target, kept)
-    if name != "boundary-shrink":
-        with pytest.raises(ZsuError, match="no retained images"):
-            method(small_model(), x, 0, Subset(kept, []))
+        with pytest.raises(ZsuError, match=f"class {target} of 3"):
+            forget(model, x, target, name, **more)
+    if more:
+        target = int(model(x)[0].argmax())
+        with pytest.raises(ZsuError, match="retained data is empty"):
+            forget(model, x, target, name, retained=Subset(kept, []))
 
 
 def test_a_loss_that_explodes_is_told():
     x, kept = small_data()
     with pytest.raises(ZsuError, match="lower lr"):
-        peers.fine_tune(small_model(), x, 0, kept, epochs=20, lr=1e30)
+        FineTune(epochs=20, lr=1e30).edit(small_model(), x, 0, kept, 0)
 
 
-@pytest.mark.parametrize("name", peers.PEERS)
+@pytest.mark.parametrize("name", PEERS)
 def test_colour_resnet(name):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = resnet18(num_classes=3).eval()
     x, kept = small_data(channels=3, size=32, n=2)
-    peers.PEERS[name](model, x, 0, kept)
+    METHODS[name].edit(model, x, 0, kept, 0)
     assert model(x).shape == (2, 3)
 
 
@@ -276,8 +281,8 @@ def test_forgets_trousers(fashion, name, at, ag):
     """The original has At 0.98 and Ag 0.87."""
     x, kept, test = fashion
     model = models.bundled()
-    more = {"alpha": 5} if name == "ssd" else {}  # with these 180 retained samples alpha = 10 selects too little
-    peers.PEERS[name](model, x, 1, kept["all" if peers.TIERS[name] == "T4" else "few"], **more)
+    method = Ssd(alpha=5) if name == "ssd" else METHODS[name]  # of these 180 samples alpha = 10 selects too little
+    method.edit(model, x, 1, kept["all" if method.tier == "T4" else "few"], 0)
     p, y = predict(model, test)
     assert accuracy(p[y == 1], y[y == 1]) <= at
     assert accuracy(p[y != 1], y[y != 1]) >= ag

@@ -91,7 +91,6 @@ def forget(
     from . import data as zsu_data
     from .evaluation import BASIC
     from .evaluation import audit as run_audit
-    from .forgetting.request import TIERS
     from .forgetting.request import forget as run_forget
     from .scale.sweep import ROWS, seen_by
 
@@ -99,7 +98,7 @@ def forget(
         raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(ROWS)}")
     network, splits = prepare(model, arch, data, root, size, trusted)
     targets, names = named(splits, cls)
-    if len(targets) > 1 and method not in TIERS:
+    if len(targets) > 1 and method == "paths+retained":
         raise ZsuError("retained samples for several classes", where="--method", remedy="use zsu.forget in Python")
     like = next(network.parameters())
 
@@ -108,15 +107,15 @@ def forget(
         x, classes = [x.to(like.device, like.dtype) for x, _ in seen], targets
         if len(classes) == 1:
             (x,), (classes,) = x, classes
-        plain = method.removesuffix("+retained")
-        return run_forget(network, x, classes, plain, retained=seen[0][1], seed=seed, **options)
+        return run_forget(network, x, classes, method, retained=seen[0][1], seed=seed, **options)
 
-    options = {"k": k, "perturbed": perturbed, "layers": layer, "scale": scale, "absolute": absolute}
+    options = {"k": k, "perturbed": perturbed, "layers": layer}
+    options |= {"scale": scale, "absolute": absolute} if perturbation != "zero" else {}
     chosen = run(method, perturbation=perturbation, **options)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
     out = out or Path(f"forget-{zsu_data.slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
     held_out = without(splits, targets, samples, seed)
-    chosen.patch.metadata |= {"class": ", ".join(names), "unseen": str(samples)}
+    chosen.patch.metadata |= {"class": ", ".join(names), "unseen": samples}
     chosen.patch.save(out)
     rows = {row: chosen}
     for other in ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random"):
@@ -126,7 +125,8 @@ def forget(
     print(run_audit(network, rows, splits.train, held_out, targets, retrained, measures=BASIC, controls=False))
     about = chosen.patch.metadata
     print(f"\n{', '.join(names)}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
-    print(f"tier {about['tier']}; budget: {about['budget'] or 'none'}; samples not recognised: {about['unrecognised']}")
+    budget = chosen.patch.budget or "none"
+    print(f"tier {about['tier']}; budget: {budget}; samples not recognised: {about['unrecognised']}")
 
 
 @app.command(epilog="Example: zsu audit --class Trouser --patch forgotten.safetensors")
@@ -163,8 +163,7 @@ def audit(
     if about.get("class", ", ".join(names)) != ", ".join(names):
         what = f"the patch forgets {about['class']!r}, not {', '.join(names)!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
-    asked = ",".join(map(str, targets))
-    if about.get("target", asked) != asked:
+    if about.get("target", targets) != targets:
         raise ZsuError(f"the patch forgets class {about['target']}", where=str(patch), remedy="name that class")
     edited = loaded.apply(copy.deepcopy(network))
     method = about.get("method", patch.stem)
@@ -206,12 +205,12 @@ def revert(
 def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
     """Say what made a patch, and what it changes in each layer; with --model also the share of the layer's weights."""
     from . import models
-    from .forgetting.perturb import Patch
+    from .forgetting.perturb import Patch, in_short
 
     loaded = Patch.load(patch)
     state = None if model is None else models.read_state(model, trusted=trusted)[1]
     for key, value in loaded.metadata.items():
-        print(f"{key:<15} {value}")
+        print(f"{key:<15} {in_short(value)}")
     print(f"\n{loaded.diff(state).to_string(float_format='{:.4g}'.format)}")
 
 
@@ -540,7 +539,7 @@ def named(splits: Splits, cls: list[str]) -> tuple[list[int], list[str]]:
     return targets, [zsu_data.classes(splits.test)[c] for c in targets]
 
 
-def unseen_samples(network: nn.Module, splits: Splits, targets: list[int], about: dict[str, str]) -> int:
+def unseen_samples(network: nn.Module, splits: Splits, targets: list[int], about: dict) -> int:
     """How many test images of each class the edit has seen: those that `data.samples` draws, if their hash is the same.
 
     Warns where that cannot be told; training images, which methods of tier T2 and above see, are in no test.
@@ -551,9 +550,8 @@ def unseen_samples(network: nn.Module, splits: Splits, targets: list[int], about
     if "unseen" in about:
         return int(about["unseen"])
     like = next(network.parameters())
-    numbers = set(about.get("samples", "0").split(","))
-    number = int(numbers.pop())
-    if not numbers and 0 < number < int((zsu_data.targets(splits.test) == targets[0]).sum()):
+    number, *others = set(about.get("samples", [0]))
+    if not others and 0 < number < int((zsu_data.targets(splits.test) == targets[0]).sum()):
         drawn = [zsu_data.samples(splits.test, c, number, int(about.get("seed", 0))).to(like) for c in targets]
         if samples_hash(drawn) == about.get("samples_sha256"):
             return number

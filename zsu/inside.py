@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,16 +37,15 @@ def logits_of(model: nn.Module, x: Tensor, where: str) -> Tensor:
 
 
 @contextmanager
-def entering(layers: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Tensor]]]:
-    """What enters layers while their model runs inside the with block: by layer a list, one tensor for each call."""
-    seen: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers}
+def watch_inputs(layers: Iterable[nn.Module], see: Callable[[nn.Module, Tensor], None]) -> Iterator[None]:
+    """Show what enters layers while their model runs inside the with block: ``see(layer, input)`` at each call."""
 
-    def keep(layer: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen[layer].append([*args, *kwargs.values()][0])
+    def show(layer: nn.Module, args: tuple, kwargs: dict) -> None:
+        see(layer, [*args, *kwargs.values()][0])
 
-    hooks = [layer.register_forward_pre_hook(keep, with_kwargs=True) for layer in seen]
+    hooks = [layer.register_forward_pre_hook(show, with_kwargs=True) for layer in layers]
     try:
-        yield seen
+        yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -65,4 +64,4 @@ def logit_layer(model: nn.Module, x: Tensor) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    return next((name for name, out in outputs.items() if out is logits or torch.equal(out, logits)), None)
+    return next((name for name, out in outputs.items() if torch.equal(out.to(logits), logits)), None)

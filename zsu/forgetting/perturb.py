@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import safetensors.torch
@@ -39,12 +39,13 @@ class Patch:
     ----------
     changes : dict of str to Change
         By parameter name.
-    metadata : dict of str
-        What made the patch: class, method, budget, samples' hash, versions, hash of the parent model, ...
+    metadata : dict
+        What made the patch, anything that JSON can hold: classes, method and its options, budget, samples' hash,
+        versions, hash of the parent model, ...
     """
 
     changes: dict[str, Change]
-    metadata: dict[str, str] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Patch({self.weights_changed:,} weights of {', '.join(self.changes) or 'nothing'})"
@@ -53,6 +54,11 @@ class Patch:
     def weights_changed(self) -> int:
         """Number of weights whose value differs after the patch; a tied weight counts once for each of its names."""
         return sum(int((c.old != c.new).sum()) for c in self.changes.values())
+
+    @property
+    def budget(self) -> str:
+        """What was found for each class, ``metadata["budget"]``, in a few words."""
+        return in_short(self.metadata.get("budget", []))
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +117,7 @@ class Patch:
             moved = (c.new.double() - c.old.double()).abs()[c.old != c.new]
             rows[name] = {"changed": len(moved), "zeroed": int(((c.new == 0) & (c.old != 0)).sum())}
             rows[name] |= {
-                "mean_change": float(moved.mean()),
+                "mean_change": float(moved.mean()) if len(moved) else 0.0,
                 "largest_change": float(moved.max()) if len(moved) else 0.0,
             }
             if model is not None:
@@ -237,10 +243,7 @@ def perturb(
     ZsuError
         Unknown perturbation, unknown parameter, negative scale.
     """
-    if perturbation not in ("zero", "gaussian", "laplace"):
-        raise ZsuError(f"perturbation {perturbation!r}", where="perturb", remedy="use zero, gaussian or laplace")
-    if not scale >= 0:
-        raise ZsuError(f"scale is {scale}", where="perturb", remedy="use a number of at least 0")
+    check_noise(perturbation, scale)
     held = parameters(model)
     generator = torch.Generator().manual_seed(seed)
     changes = {}
@@ -263,8 +266,15 @@ def perturb(
         for alias, p in held.items():  # a tied weight under each of its names
             if p is held[name]:
                 changes[alias] = Change(index, old, new)
-    about = {"perturbation": perturbation, "scale": str(scale), "seed": str(seed)}
-    return Patch(changes, about | ({"absolute": "True"} if absolute else {}))
+    return Patch(changes, {"perturbation": perturbation, "scale": scale, "absolute": absolute, "seed": seed})
+
+
+def check_noise(perturbation: str, scale: float) -> None:
+    """`ZsuError` for a perturbation that `perturb` does not know, or a scale below 0."""
+    if perturbation not in ("zero", "gaussian", "laplace"):
+        raise ZsuError(f"perturbation {perturbation!r}", where="perturb", remedy="use zero, gaussian or laplace")
+    if not scale >= 0:
+        raise ZsuError(f"scale is {scale}", where="perturb", remedy="use a number of at least 0")
 
 
 def standard_noise(kind: str, n: int, generator: torch.Generator) -> Tensor:
@@ -293,3 +303,15 @@ def model_hash(model: Weights) -> str:
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())
         digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def in_short(value: object, most: int = 5) -> str:
+    """A value of a patch's metadata in a few words: long lists are cut, and their length said."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {in_short(v)}" for key, v in value.items())
+    if not isinstance(value, list):
+        return str(value)
+    if value and isinstance(value[0], dict):
+        return "; ".join(map(in_short, value))
+    shown = ", ".join(map(in_short, value[:most]))
+    return f"[{shown}]" if len(value) <= most else f"[{shown}, ... {len(value)} in all]"

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from ..data import batches, targets
 from ..errors import ZsuError
+from ..inside import watch_inputs
 from ..relevance.explanation import Relevance
 
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
@@ -107,15 +108,8 @@ def features(model: nn.Module, x: Tensor, name: str) -> Tensor:
 def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor | None:
     """What enters the layer of that name in the forward pass of x; None where it is not called as a module."""
     seen = []
-
-    def keep(_, inputs, named):
-        seen.extend([*inputs, *named.values()][:1])
-
-    handle = model.get_submodule(name).register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with watch_inputs([model.get_submodule(name)], lambda _, entering: seen.append(entering)):
         model(x)
-    finally:
-        handle.remove()
     return seen[-1] if seen else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -66,7 +66,7 @@ def select_neurons(
     for node in layers:
         check_k(node, sizes[node.name])
     if by == "frequency":
-        return {n.name: best(frequency(n, sizes[n.name]), sizes[n.name]) for n in layers}
+        return {n.name: highest(count_in_top(n, sizes[n.name]), sizes[n.name]) for n in layers}
     graph = build_graph(relevance)
     if by == "path":
         _, source = graph.ends(np.arange(len(graph.weight)))
@@ -76,7 +76,7 @@ def select_neurons(
     else:
         score = graph.visits() - (build_graph(against).visits() if by == "contrast" else 0)
     by_layer = dict(zip(graph.layers, np.split(score[: graph.start], graph.first[1:-1]), strict=True))
-    return {name: best(by_layer[name], size) for name, size in sizes.items()}
+    return {name: highest(by_layer[name], size) for name, size in sizes.items()}
 
 
 def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[str, Tensor]) -> Selection:
@@ -92,7 +92,7 @@ def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[st
             check_channel(name, neuron, len(model.get_parameter(weight[name])))
         width = model.get_parameter(weight[name])[0].numel()
         parts.append((weight[name], chosen[:, None] * width + torch.arange(width)))  # (n, width)
-    return joined(parts)
+    return merge_by_parameter(parts)
 
 
 def hidden_layers(relevance: Relevance) -> list[Node]:
@@ -103,6 +103,19 @@ def hidden_layers(relevance: Relevance) -> list[Node]:
     if not hidden:
         raise ZsuError("the model has no hidden layer with weights", where="forget", remedy="use method='mask'")
     return hidden
+
+
+def choose_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[Node]:
+    """The hidden layers with weights, or those of them that are named."""
+    nodes = hidden_layers(relevance)
+    if layers is None:
+        return nodes
+    layers = [layers] if isinstance(layers, str) else layers
+    unknown = [name for name in layers if name not in {n.name for n in nodes}]
+    if unknown or not layers:
+        remedy = f"use some of {', '.join(n.name for n in nodes)}"
+        raise ZsuError(f"no hidden layer with weights is called {unknown}", where="forget", remedy=remedy)
+    return [n for n in nodes if n.name in layers]
 
 
 def refuse_transposed(node: Node) -> None:
@@ -123,13 +136,13 @@ def a_tenth(node: Node) -> int:
     return max(1, round(node.relevance.shape[1] / 10))
 
 
-def best(score: np.ndarray, number: int) -> Tensor:
+def highest(score: np.ndarray, number: int) -> Tensor:
     """Indices of the largest scores above 0, at most that many, best first; ties go to the lower index."""
     order = np.argsort(-score, kind="stable")[:number]
     return torch.from_numpy(order[score[order] > 0])
 
 
-def frequency(node: Node, k: int) -> np.ndarray:
+def count_in_top(node: Node, k: int) -> np.ndarray:
     """For each neuron the number of samples that have it among their k most relevant, plus a fraction for its share of
     the positive relevance, which breaks ties; 0 where no sample has it. float64 (K,)
     """
@@ -153,7 +166,41 @@ def count_most(relevance, k):
     return count
 
 
+def rows_of_neurons(neurons: dict[str, Tensor]) -> pd.DataFrame:
+    """One row a neuron, as in `Forgotten.cut`."""
+    frames = (pd.DataFrame({"layer": name, "channel": n.numpy(), "source": pd.NA}) for name, n in neurons.items())
+    return pd.concat(frames, ignore_index=True)
+
+
 # --- connections ----------------------------------------------------------------------------------------------
+
+
+def find_specific_edges(own: Relevance, others: Relevance) -> pd.DataFrame:
+    """Edges with weights that carry more of this class's flow than of all other classes' together, best path first.
+
+    Columns: rank, node (number of the source), number and name (`layer`) of the target's layer, number of the
+    source's layer (`below`), channel and source (the ends within their layers).
+    """
+    graph = build_graph(own)
+    n_others = own.logits.shape[1] - 1
+    specific = np.flatnonzero(graph.flow() > n_others * build_graph(others).flow())
+    score = best_through(graph)[specific]
+    specific = specific[np.argsort(-score, kind="stable")]
+    target, node = graph.ends(specific)
+    number, below = (np.searchsorted(graph.first, ends, side="right") - 1 for ends in (target, node))
+    frame = pd.DataFrame({"node": node, "number": number, "below": below})
+    frame = frame.assign(channel=target - graph.first[number], source=node - graph.first[below])
+    weighted = np.array([bool(n.weight) for n in own.layers] + [False])[number]
+    frame = frame[weighted].reset_index(drop=True)
+    return frame.assign(rank=frame.index, layer=np.array([*graph.layers])[frame["number"]])
+
+
+def count_affordable(model: nn.Module, edges: int, blocks: Iterable[tuple[str, Tensor, Tensor]], share: float) -> int:
+    """How many edges, in their order, have at most a share of `share` of the model's weights; at least one."""
+    weights = np.zeros(edges)
+    for _, rank, flat in blocks:
+        weights[rank.numpy()] = flat.shape[1]
+    return max(1, int((weights.cumsum() <= share * sum(p.numel() for p in model.parameters())).sum()))
 
 
 def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
@@ -178,7 +225,7 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
             offset += source.channels * source.group
 
 
-def joined(parts: Iterable[tuple[str, Tensor]]) -> Selection:
+def merge_by_parameter(parts: Iterable[tuple[str, Tensor]]) -> Selection:
     """One tensor of flat indices for each parameter name."""
     selection: dict[str, list[Tensor]] = {}
     for name, flat in parts:

@@ -24,11 +24,10 @@ from ..errors import ZsuError
 from ..evaluation import MEASURES, audit
 from ..evaluation.report import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
-from ..forgetting import METHODS, TIERS, forget
+from ..forgetting import METHODS, Paths, forget
 
 RETAINED = 20  # images of each other class, for methods of tier T3
-WITH_RETAINED = "paths+retained"
-ROWS = (*METHODS, WITH_RETAINED)
+ROWS = tuple(METHODS)
 ELSEWHERE = "done by another process"
 ALL = tuple(m for m in MEASURES if m not in OF_MANY)  # those make each edit of every seed's original as well
 
@@ -333,7 +332,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
     """Forget one class of one original by each method that has no row yet, and audit: the file of a task."""
     splits, target, seed = loaded(settings.dataset, settings.root), task.target, task.seed
     path, methods = task_file(task, settings), missing(task, settings)
-    warm_up(tuple(m for m in methods if TIERS.get(m) in ("T0", "T1")))
+    warm_up(tuple(m for m in methods if METHODS[m].tier in ("T0", "T1")))
     others = [s for s in settings.seeds if s != seed] if set(OF_MANY) & set(settings.measures) else []
     originals = {s: trained(None, s, settings) for s in (seed, *others)}
     results = {}
@@ -341,8 +340,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
         results[m] = []
         for s, original in originals.items():
             x, retained = seen_by(m, splits, target, s, settings.samples)
-            plain = m.removesuffix("+retained")
-            results[m].append(forget(original, x, target, plain, retained=retained, seed=s))
+            results[m].append(forget(original, x, target, m, retained=retained, seed=s))
     unseen = [set(data.without_samples(splits.test, target, settings.samples, s).indices) for s in originals]
     held_out = Subset(splits.test, sorted(set.intersection(*unseen)))
     files = [model_file(target, s, settings)[0] for s in range(settings.references)]
@@ -352,7 +350,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
         measures=settings.measures, controls=settings.controls, retrain_seconds=seconds, seed=seed, progress=False,
     )  # fmt: skip
     null = report.frame.attrs["null"]
-    tiers = TIERS | {m: f[0].patch.metadata["tier"] for m, f in results.items()} | {"retrain": "T4"}
+    tiers = {name: method.tier for name, method in METHODS.items()} | {"retrain": "T4"}
     frame = report.frame.reset_index(names="method").assign(
         **{"class": target, "class_name": data.classes(splits.test)[target], "seed": seed},
         null_low=min(null),
@@ -380,8 +378,8 @@ def seen_by(
     method: str, splits: data.Splits, target: int, seed: int, samples: int
 ) -> tuple[torch.Tensor, Dataset | None]:
     """What `forget` gets of the data, by the tier of the method: images of the class, and retained data."""
-    tier = "T3" if method == WITH_RETAINED else TIERS[method]
-    if tier in ("T0", "T1") or method == WITH_RETAINED:
+    tier = METHODS[method].tier
+    if tier in ("T0", "T1") or isinstance(METHODS[method], Paths):
         x = data.samples(splits.test, target, samples, seed)
     else:
         members = (data.targets(splits.train) == target).nonzero()[:, 0]  # (M, 1) -> (M,)
