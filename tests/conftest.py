@@ -1,4 +1,4 @@
-"""What several files test with: the bundled model, the bundled data, 36 unseen trousers, and a small data set."""
+"""What several files test with: the bundled model and data, 36 unseen trousers, a small data set, and a browser."""
 
 import gzip
 
@@ -36,3 +36,19 @@ def idx(tmp_path_factory):
             with gzip.open(folder / f"{prefix}-{name}-ubyte.gz", "wb") as file:
                 file.write(head + a.tobytes())
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a network."""
+    from playwright.sync_api import sync_playwright  # where nothing needs a browser, none has to be there
+
+    from release import CHROMIUM
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*flags, "--host-resolver-rules=MAP * ~NOTFOUND"]
+        )
+        yield browser
+        browser.close()

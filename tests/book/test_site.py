@@ -5,18 +5,15 @@ import html
 import json
 import os
 import re
-import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import sync_playwright
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from release import CHROMIUM, SITE, pdf  # noqa: E402
+from release import CHROMIUM, SITE, pdf
 
+ROOT = Path(__file__).parents[2]
 PAGES = [str(path.relative_to(SITE)) for path in sorted(SITE.rglob("*.html")) if "_static" not in path.parts]
 PAGES = [page for page in PAGES if page != "index.html"]  # it only leads on to the first page
 CHAPTERS = [page for page in PAGES if (ROOT / "notebooks" / Path(page).with_suffix(".ipynb").name).exists()]
@@ -39,16 +36,6 @@ UNFOLD = """() => {
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]
 
 __test__ = bool(PAGES and CHROMIUM) or "CI" in os.environ
-
-
-@pytest.fixture(scope="module")
-def browser():
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
-    flags.append("--host-resolver-rules=MAP * ~NOTFOUND")  # no network
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", params=PAGES)

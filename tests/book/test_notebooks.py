@@ -17,12 +17,10 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-from test_environment import COLAB, INSTALLED_IN_COLAB  # noqa: E402
+from notebooks import Chapter, ChapterError, notebooks
+from test_environment import COLAB, INSTALLED_IN_COLAB
 
-from notebooks import Chapter, ChapterError, notebooks  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 MADE = notebooks()
 SOLVED = [name for name in MADE if not name.startswith("exercises/")]
 VALUES = json.loads((ROOT / "book" / "values.json").read_text(encoding="utf-8"))

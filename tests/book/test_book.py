@@ -1,7 +1,6 @@
 """What every chapter has: read from the sources, so that no built site is needed."""
 
 import re
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +8,10 @@ import jupytext
 import pytest
 import yaml
 
+import seconds
 import zsu
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "book" / "_ext"))
-import seconds  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 CHAPTERS = sorted((ROOT / "book").glob("[0-9][0-9]_*.md"))
 PAGES = sorted((ROOT / "book").glob("*.md"))
 COLUMNS = 84  # of code, that a page shows beside its sidebars
