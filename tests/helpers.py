@@ -1,7 +1,15 @@
-"""What tests of several parts say: random numbers from a seed, and the bits of a model."""
+"""What tests of several parts say: random numbers from a seed, the bits of a model, and which method needs what."""
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from zsu.data import classes, targets
+from zsu.forgetting import METHODS as ALL
+
+TROUSER = 1
+METHODS = [name for name in ALL if name != "paths+retained"]  # which is "paths" with retained samples
+NEED_RETAINED = [name for name in METHODS if ALL[name].tier in ("T3", "T4")]
 
 
 def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -13,3 +21,28 @@ def bits(model: nn.Module | dict[str, Tensor]) -> dict[str, bytes]:
     """The bytes of each tensor of a model or state dict: equal where not a bit differs, NaN and -0 included."""
     state = model if isinstance(model, dict) else model.state_dict()
     return {n: t.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes() for n, t in state.items()}
+
+
+@torch.no_grad()
+def largest(model: nn.Module, x: Tensor, target: int) -> float:
+    """The largest probability of the class."""
+    return float(model(x).double().softmax(1)[:, target].max())
+
+
+class Counting(Dataset):
+    """A data set that counts how often an image or the labels are read."""
+
+    def __init__(self, data):
+        self.data, self.reads, self.classes = data, 0, classes(data)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        self.reads += 1
+        return self.data[i]
+
+    @property
+    def targets(self):
+        self.reads += 1
+        return targets(self.data)
