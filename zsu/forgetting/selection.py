@@ -101,7 +101,8 @@ def hidden_layers(relevance: Relevance) -> list[Node]:
     for node in hidden:
         refuse_transposed(node)
     if not hidden:
-        raise ZsuError("the model has no hidden layer with weights", where="forget", remedy="use method='mask'")
+        remedy = "edit its head alone, as zsu.forget(..., 'mask') does"
+        raise ZsuError("there is no hidden layer with weights", where="the model", remedy=remedy)
     return hidden
 
 
@@ -121,7 +122,8 @@ def choose_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[No
 def refuse_transposed(node: Node) -> None:
     """Weights (J, K, ...) instead of (K, J, ...) are not taken apart here."""
     if node.kind.startswith("conv_transpose"):
-        raise ZsuError("a transposed convolution", where=node.name, remedy="use method='head-npp' or 'mask'")
+        remedy = "edit the head alone, as zsu.forget(..., 'head-npp') or 'mask' does"
+        raise ZsuError("a transposed convolution", where=node.name, remedy=remedy)
 
 
 def check_k(node: Node, k: int) -> None:
