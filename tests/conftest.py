@@ -9,22 +9,22 @@ import zsu.data
 import zsu.models
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def original():
     return zsu.models.bundled("original")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def splits():
     return zsu.data.load("fashion-mini")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def x(splits):
     return zsu.data.samples(splits.test, "Trouser")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def idx(tmp_path_factory):
     """60 + 20 images a class of Fashion-MNIST, as IDX files."""
     folder = tmp_path_factory.mktemp("idx")

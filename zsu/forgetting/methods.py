@@ -87,6 +87,8 @@ class Perturbing(Method):
 
     Parameters
     ----------
+    k : int, optional
+        How much: see the method.
     perturbation : {"zero", "gaussian", "laplace"}
     scale : float
     absolute : bool
@@ -96,14 +98,16 @@ class Perturbing(Method):
     perturbation: str = "zero"
     scale: float = 1.0
     absolute: bool = False
+    k: int | None = None
+    perturbed = None  # an option of some
 
     def __post_init__(self):
         check_noise(self.perturbation, self.scale)
         for option in ("k", "perturbed"):
-            if getattr(self, option, None) is not None:
-                check_count(option, getattr(self, option), type(self).__name__)
-        if getattr(self, "perturbed", None) is not None and self.k is None:
-            raise ZsuError("perturbed without k", where=type(self).__name__, remedy="give both")
+            if getattr(self, option) is not None:
+                check_count(option, getattr(self, option), self.name)
+        if self.perturbed is not None and self.k is None:
+            raise ZsuError("perturbed without k", where=self.name, remedy="give both")
 
     def patch(self, model: nn.Module, selection: Selection, seed: int) -> Patch:
         """The selected weights, perturbed."""
@@ -132,7 +136,6 @@ class Paths(Perturbing):
     """
 
     name = "paths"
-    k: int | None = None
     retained: bool = False
 
     @property
@@ -264,7 +267,6 @@ class LraNpp(Perturbing):
 
     name = "lra-npp"
     tier = "T1"
-    k: int | None = None
     perturbed: int | None = None
     layers: Sequence[str] | None = None
 
@@ -312,16 +314,14 @@ class Random(LraNpp):
     name = "random"
     perturbed: None = field(default=None, init=False)
 
-    def edit(self, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> Edit:
-        """Perturb as many."""
-        relevance = explain(model, x, target, edges=False)
-        neurons, _, budget = self.choose(model, x, target, relevance, seed)
+    def choose(self, model: nn.Module, x: Tensor, target: int, relevance: Relevance, seed: int) -> Choice:
+        """As many, whichever, and however many samples are left."""
+        choice = super().choose(model, x, target, relevance, seed)
         generator = torch.Generator().manual_seed(seed)
-        for node in choose_layers(relevance, self.layers):
-            order = torch.randperm(node.relevance.shape[1], generator=generator)
-            neurons[node.name] = order[: len(neurons[node.name])]
-        self.patch(model, incoming_weights(model, relevance, neurons), seed).apply(model)
-        return Edit(rows_of_neurons(neurons), budget)
+        for name, most_relevant in choice.neurons.items():
+            order = torch.randperm(relevance.nodes[name].shape[1], generator=generator)
+            choice.neurons[name] = order[: len(most_relevant)]
+        return choice._replace(left=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,7 +339,6 @@ class HeadNpp(Perturbing):
 
     name = "head-npp"
     tier = "T1"
-    k: int | None = None
     perturbed: int | None = None
 
     def edit(self, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> Edit:
