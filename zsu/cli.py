@@ -148,7 +148,7 @@ def audit(
     edited = loaded.apply(copy.deepcopy(network))
     method = about.get("method", patch.stem)
     row = f"patch-{method}" if method in zsu.evaluation.CONTROLS else method
-    unseen = zsu.forgetting.count_unseen(loaded, network, splits.test)
+    unseen = zsu.forgetting.request.count_seen(loaded, network, splits.test)
     held_out = without_samples(splits, targets, unseen, about.get("seed", 0))
     retrained = find_references(references, model, names, arch, trusted)
     measures = measure or tuple(zsu.evaluation.MEASURES)

@@ -24,11 +24,9 @@ from ..errors import ZsuError, is_integer
 from ..evaluation import MEASURES, audit
 from ..evaluation.report import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
-from ..forgetting import METHODS, TIERS, Forgotten, forget
+from ..forgetting import METHODS, Forgotten, Paths, forget
 
 RETAINED = 20  # images of each other class, for methods of tier T3
-WITH_RETAINED = "paths+retained"
-ROWS = (*METHODS, WITH_RETAINED)
 ELSEWHERE = "done by another process"
 ALL = tuple(m for m in MEASURES if m not in OF_MANY)  # those make each edit of every seed's original as well
 
@@ -64,7 +62,7 @@ def run(
     root: str = "data",
     classes: Sequence[int | str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    methods: Sequence[str] = ROWS,
+    methods: Sequence[str] = tuple(METHODS),
     measures: Sequence[str] = ALL,
     *,
     controls: bool = True,
@@ -159,7 +157,7 @@ def check(settings: Settings) -> Settings:
     seeds, methods, measures = ([v] if isinstance(v, (int, str)) else list(v) for v in several)
     if not seeds or not all(is_integer(s) and s >= 0 for s in seeds):
         raise ZsuError(f"seeds {seeds}", where="sweep", remedy="use some integers >= 0")
-    for what, wanted, known in (("methods", methods, ROWS), ("measures", measures, MEASURES)):
+    for what, wanted, known in (("methods", methods, METHODS), ("measures", measures, MEASURES)):
         unknown = [m for m in wanted if m not in known]
         if unknown or not wanted:
             raise ZsuError(f"unknown {what} {unknown}", where="sweep", remedy=f"use some of {', '.join(known)}")
@@ -326,7 +324,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
     """Forget one class of one original by each method that has no row yet, and audit: the file of a task."""
     splits, target, seed = load_data(settings.dataset, settings.root), task.target, task.seed
     path, methods = task_file(task, settings), missing_methods(task, settings)
-    warm_up(tuple(m for m in methods if TIERS.get(m) in ("T0", "T1")))
+    warm_up(tuple(m for m in methods if METHODS[m].tier in ("T0", "T1")))
     others = [s for s in settings.seeds if s != seed] if set(OF_MANY) & set(settings.measures) else []
     originals = {s: load_model(None, s, settings) for s in (seed, *others)}
     results = {m: [forget_by(m, originals[s], splits, target, s, settings.samples) for s in originals] for m in methods}
@@ -347,7 +345,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
         **about(settings),
         threads=torch.get_num_threads(),
     )
-    tiers = TIERS | {WITH_RETAINED: "T3", "retrain": "T4"}
+    tiers = {name: method.tier for name, method in METHODS.items()} | {"retrain": "T4"}
     frame.insert(1, "tier", frame["method"].map(tiers).fillna("-"))
     known = read(path, about(settings))
     if not known.empty:  # "original" and "retrain" are there already when methods are added
@@ -358,7 +356,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
 def forget_by(method: str, original: nn.Module, splits: data.Splits, target: int, seed: int, samples: int) -> Forgotten:
     """Forget a class, with what a method of this tier may see."""
     x, retained = seen_by(method, splits, target, seed, samples)
-    return forget(original, x, target, method.removesuffix("+retained"), retained=retained, seed=seed)
+    return forget(original, x, target, method, retained=retained, seed=seed)
 
 
 @functools.cache
@@ -373,8 +371,8 @@ def seen_by(
     method: str, splits: data.Splits, target: int, seed: int, samples: int
 ) -> tuple[torch.Tensor, Dataset | None]:
     """What `forget` gets of the data, by the tier of the method: images of the class, and retained data."""
-    tier = "T3" if method == WITH_RETAINED else TIERS[method]
-    if tier in ("T0", "T1") or method == WITH_RETAINED:
+    tier = METHODS[method].tier
+    if tier in ("T0", "T1") or isinstance(METHODS[method], Paths):
         x = data.samples(splits.test, target, samples, seed)
     else:
         members = (data.targets(splits.train) == target).nonzero()[:, 0]  # (M, 1) -> (M,)
