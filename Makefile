@@ -26,10 +26,10 @@ release: .venv/installed  ## after `make book`: the site as a zip, each page as 
 	$(BIN)/python book/_ext/release.py
 
 models: .venv/installed  ## train the checkpoints that ship, anew
-	$(BIN)/python -m zsu.training
+	$(BIN)/python benchmarks/assets.py models
 
 data: .venv/installed  ## make the bundled data anew
-	$(BIN)/python -W ignore::RuntimeWarning:runpy -m zsu.data
+	$(BIN)/python benchmarks/assets.py data
 
 picture: .venv/installed  ## draw the README's picture anew
 	$(BIN)/python book/_assets/readme.py

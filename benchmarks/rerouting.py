@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 import zsu
 from zsu import data, files, rerouting, sweep, training
 from zsu.evaluation import jensen_shannon
+from zsu.forgetting import METHODS
 from zsu.forgetting.rerouting import entering_inputs, without, without_evidence
 
 folder = Path(sys.argv[1])
@@ -112,14 +113,14 @@ def rules(model, x, f, retained):
     yield "mask, counterfactual and neighbours (kept)", "T3", wanted
 
 
-options = {"classes": None, "seeds": range(3), "methods": sweep.ROWS, "measures": sweep.ALL}
-settings, _ = sweep.checked(folder, "fashion-mini", "data", **options, samples=36, references=3, epochs=training.EPOCHS)
+options = {"classes": None, "seeds": range(3), "methods": METHODS, "measures": sweep.ALL, "epochs": training.EPOCHS}
+settings = sweep.check(sweep.Settings(folder, "fashion-mini", "data", **options, samples=36, references=3))
 
 
 def trained(exclude, seed):
     """A model from the folder; trained where it is missing."""
     sweep.train(sweep.Task("train", exclude, seed), settings)
-    return sweep.trained(exclude, seed, settings)
+    return sweep.load_model(exclude, seed, settings)
 
 
 rows = []

@@ -1,12 +1,22 @@
 """What several files test with: the bundled model and data, 36 unseen trousers, a small data set, and a browser."""
 
 import gzip
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import zsu.data
 import zsu.models
+
+
+@pytest.fixture(scope="session")
+def assets():
+    """benchmarks/assets.py, which makes what ships."""
+    spec = spec_from_file_location("assets", Path(__file__).parents[1] / "benchmarks" / "assets.py")
+    spec.loader.exec_module(module := module_from_spec(spec))
+    return module
 
 
 @pytest.fixture(scope="session")

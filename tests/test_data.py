@@ -1,7 +1,8 @@
 """Data sets, samples of a class, batches, and the rebuilding of the bundled file."""
 
 import gzip
-import runpy
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -123,9 +124,9 @@ def test_changed_bundled_file_is_noticed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_build_selects_a_balanced_seeded_part_in_file_order(tmp_path, ending, place):
+def test_build_selects_a_balanced_seeded_part_in_file_order(assets, tmp_path, ending, place):
     source = write_idx_folder(tmp_path / place, ending)
-    built = data.build_mini(tmp_path, {"train": 3, "test": 2})
+    built = assets.build_data(tmp_path, {"train": 3, "test": 2})
     assert sorted(built) == sorted(data.MINI_ARRAYS)
     for part, prefix, n in (("train", "train", 3), ("test", "t10k", 2)):
         numbers = built[f"{part}_images"][:, 0, 0]  # each image carries its number
@@ -134,63 +135,65 @@ def test_build_selects_a_balanced_seeded_part_in_file_order(tmp_path, ending, pl
         assert np.array_equal(built[f"{part}_labels"], source[f"{prefix}_labels"][numbers])
         assert np.bincount(built[f"{part}_labels"]).tolist() == [n] * 10
     assert not np.array_equal(built["train_labels"], np.tile(np.arange(10), 3))  # not simply the first
-    again = data.build_mini(tmp_path, {"train": 3, "test": 2})
+    again = assets.build_data(tmp_path, {"train": 3, "test": 2})
     assert data.checksum(built) == data.checksum(again)
 
 
-def test_build_gives_the_bundled_arrays(tmp_path, capsys):
-    if not DEBIAN.is_dir():  # then the command has to say what is missing
-        with pytest.raises(ZsuError, match="dataset-fashion-mnist"):
-            data.build_mini(DEBIAN)
-        return
-    assert data.checksum(data.build_mini(DEBIAN)) == data.MINI_SHA256
+@pytest.mark.skipif(not DEBIAN.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
+def test_build_gives_the_bundled_arrays(assets):
+    assert data.checksum(assets.build_data(DEBIAN)) == data.MINI_SHA256
 
 
-def test_command_rebuilds_the_file_and_refuses_other_data(tmp_path, monkeypatch):
+def test_build_says_what_is_missing(assets, tmp_path):
+    with pytest.raises(ZsuError, match=r"there is no train-images-idx3-ubyte\(.gz\).*dataset-fashion-mnist"):
+        assets.build_data(tmp_path)
+
+
+def test_command_rebuilds_the_file_and_refuses_other_data(assets, tmp_path, monkeypatch):
     write_idx_folder(tmp_path / "source")
-    monkeypatch.setitem(data.MINI_PER_CLASS, "train", 3)
-    monkeypatch.setitem(data.MINI_PER_CLASS, "test", 2)
+    monkeypatch.setitem(assets.PER_CLASS, "train", 3)
+    monkeypatch.setitem(assets.PER_CLASS, "test", 2)
     monkeypatch.setattr(data, "MINI_FILE", tmp_path / "mini.npz")
-    arrays = data.build_mini(tmp_path / "source")
+    arrays = assets.build_data(tmp_path / "source")
     with pytest.raises(ZsuError, match="another checksum"):
-        data.main(["--root", str(tmp_path / "source")])
+        assets.main(["data", "--root", str(tmp_path / "source")])
     assert not (tmp_path / "mini.npz").exists()
     monkeypatch.setattr(data, "MINI_SHA256", data.checksum(arrays))
-    data.main(["--root", str(tmp_path / "source")])
+    assets.main(["data", "--root", str(tmp_path / "source")])
     splits = data.load("fashion-mini")
     assert np.array_equal(splits.train.data[:, 0].numpy(), arrays["train_images"])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mini.npz", "source"]
 
 
-@pytest.mark.filterwarnings("ignore:.*found in sys.modules")  # because it was imported above
-def test_command_line_says_what_is_missing(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["zsu.data", "--root", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"error: .*there is no train-images-idx3-ubyte\(.gz\)"):
-        runpy.run_module("zsu.data", run_name="__main__")
+def test_command_line_says_what_is_missing(assets, tmp_path):
+    command = [sys.executable, assets.__file__, "data", "--root", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 1
+    assert re.fullmatch(r"error: .*there is no train-images-idx3-ubyte\(.gz\).*\n", found.stderr)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\0\0\x08", b"\0\0\x08\3" + bytes(12) + b"1", b"no IDX", b"\0\0\x0d\1" + bytes(8)]
 )
-def test_damaged_idx_file_is_one_error(tmp_path, content):
+def test_damaged_idx_file_is_one_error(assets, tmp_path, content):
     write_idx_folder(tmp_path, "")
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(ZsuError, match="train-images-idx3-ubyte: this is not a complete IDX file"):
-        data.build_mini(tmp_path, {"train": 1, "test": 1})
+        assets.build_data(tmp_path, {"train": 1, "test": 1})
 
 
-def test_truncated_gzip_is_one_error(tmp_path):
+def test_truncated_gzip_is_one_error(assets, tmp_path):
     write_idx_folder(tmp_path)
     file = tmp_path / "t10k-labels-idx1-ubyte.gz"
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ZsuError, match="t10k-labels"):
-        data.build_mini(tmp_path, {"train": 1, "test": 1})
+        assets.build_data(tmp_path, {"train": 1, "test": 1})
 
 
-def test_too_few_images_of_a_class_are_named(tmp_path):
+def test_too_few_images_of_a_class_are_named(assets, tmp_path):
     write_idx_folder(tmp_path)
     with pytest.raises(ZsuError, match="class 0 has 5 images, need 6"):
-        data.build_mini(tmp_path, {"train": 6, "test": 1})
+        assets.build_data(tmp_path, {"train": 6, "test": 1})
 
 
 # torchvision's data sets and folders
@@ -209,7 +212,7 @@ def test_torchvision_files_are_used_as_they_are(tmp_path):
 
 def test_colour_images_are_turned_to_channels_first():
     image = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)  # torchvision's CIFAR layout
-    assert torch.equal(data._channels_first(image)[1] / 255, transforms.ToTensor()(image[1]))
+    assert torch.equal(data.channels_first(image)[1] / 255, transforms.ToTensor()(image[1]))
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "mnist", "cifar10", "CIFAR100"])
@@ -392,6 +395,27 @@ def test_without_samples_is_the_rest(mini, wrap):
     everything = {dataset[i][0].numpy().tobytes() for i in range(len(dataset))}
     assert drawn | set(left) == everything
     assert torch.equal(data.targets(rest), torch.tensor([label for _, label in rest]))
+
+
+def test_without_samples_of_several_classes(mini):
+    both = data.without_samples(mini.test, ["Bag", 1], n=20, seed=3)
+    assert both.indices == [i for i in data.without_samples(mini.test, 1, n=20, seed=3).indices
+                            if i in set(data.without_samples(mini.test, "Bag", n=20, seed=3).indices)]  # fmt: skip
+    assert data.counts(both) == [200, 180, 200, 200, 200, 200, 200, 200, 180, 200]
+
+
+@pytest.mark.parametrize(("channels", "size", "shape"), [(1, None, None), (3, None, (3, 28, 28)), (1, 12, (1, 12, 12))])
+def test_images_in_the_shape_that_a_model_wants(mini, channels, size, shape):
+    transform = data.transform_for("Fashion-mini", channels, size)
+    if shape is None:  # as they are
+        assert transform is None
+        return
+    image, _ = data.load("fashion-mini", transform=transform).test[0]
+    assert tuple(image.shape) == shape
+    if size is None:
+        assert torch.equal(image, mini.test[0][0].expand(3, 28, 28))
+    with pytest.raises(ZsuError, match="size is 0"):
+        data.transform_for("cifar10", 3, 0)
 
 
 def test_global_random_state_is_neither_used_nor_changed(mini, tmp_path):

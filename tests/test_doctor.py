@@ -36,7 +36,7 @@ def test_a_damaged_model_is_found(monkeypatch):
         return bundled(kind, seed)
 
     monkeypatch.setattr(models, "bundled", damaged)
-    finding = next(f for f in doctor.check() if f.what == "course")
+    finding = doctor.examine(doctor.course)
     assert not finding.ok
     assert "retrained-trouser-3" in finding.found
     assert "install the package anew" in finding.remedy
@@ -51,13 +51,12 @@ def test_a_wrong_model_is_not_called_slow(monkeypatch):
     assert "install zsu anew" in finding.remedy
 
 
-def test_what_raises_is_a_finding_with_a_remedy(monkeypatch):
+def test_what_raises_is_a_finding_with_a_remedy():
     def broken():
         raise RuntimeError("no such library")
 
-    broken.__name__ = "course"
-    monkeypatch.setattr(doctor, "course", broken)
-    finding = next(f for f in doctor.check() if f.what == "course")
+    finding = doctor.examine(broken)
+    assert finding.what == "broken"
     assert not finding.ok
     assert finding.found == "RuntimeError: no such library"
     assert "install the package anew" in finding.remedy

@@ -1,4 +1,4 @@
-"""Training, retraining without a class, and the command that makes the models that ship."""
+"""Training, retraining without a class, once only, and the making of the models that ship."""
 
 import random
 
@@ -24,6 +24,7 @@ def weights(model: nn.Module) -> torch.Tensor:
     return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
+@pytest.mark.large
 def test_shipped_model_can_be_made_again():
     splits = data.load()
     seed = 7  # of median accuracy, so that a machine with other rounding is likely to come near it as well
@@ -146,9 +147,9 @@ def test_model_instead_of_factory(few):
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        (lambda: models.SmallCNN(channels=3), r"does not take images of shape \(1, 28, 28\)"),
-        (lambda: models.SmallCNN(classes=9), r"output has shape \(1, 9\), but there are 10 classes"),
-        (lambda: nn.Conv2d(1, 10, 3), r"output has shape \(1, 10, 26, 26\)"),
+        (lambda: models.SmallCNN(channels=3), r"the model refuses images \(1, 1, 28, 28\)"),
+        (lambda: models.SmallCNN(classes=9), "the model has 9 outputs, but there are 10 classes"),
+        (lambda: nn.Conv2d(1, 10, 3), r"the outputs have shape \(1, 10, 26, 26\)"),
     ],
 )
 def test_model_that_does_not_fit_the_data(few, factory, message):
@@ -183,10 +184,24 @@ def test_class_accuracies(few):
         training.class_accuracies(always_one, Subset(few, (labels == 1).nonzero()[:, 0].tolist()), 1)
 
 
-# The command
+# Once only
 
 
-def test_command_resumes_and_moves_all_at_the_end(tmp_path, few, monkeypatch, capsys):
+def test_what_is_there_is_not_trained_again(tmp_path, few):
+    path, made = tmp_path / "m.safetensors", []
+
+    def make():
+        made.append(models.SmallCNN())
+        return made[-1]
+
+    for settings, number in (({"seed": 1}, 1), ({"seed": 1}, 1), ({"seed": 2}, 2), ({"seed": 2, "epochs": None}, 3)):
+        training.train_once(path, settings, make)
+        assert len(made) == number
+        assert settings.items() <= models.metadata(path).items()
+    assert models.metadata(path)["seconds"] >= 0
+
+
+def test_shipped_models_resume_and_are_written_into_place_at_the_end(assets, tmp_path, few, monkeypatch, capsys):
     splits = data.Splits(few, Subset(data.load().test, range(300)))
     monkeypatch.setattr(training, "EPOCHS", 1)
     monkeypatch.setattr(models, "BUNDLED_SEEDS", 1)
@@ -194,16 +209,23 @@ def test_command_resumes_and_moves_all_at_the_end(tmp_path, few, monkeypatch, ca
     work = tmp_path / "work"
     names = ["original-0.safetensors", "retrained-trouser-0.safetensors"]
     work.mkdir()
-    training.train_bundled("original", 0, splits, work / names[0])  # what an interrupted run has left
-    left = (work / names[0]).read_bytes()
+    assets.train_model("original", 0, splits, work)  # what an interrupted run has left
+    left, about = models.load(work / names[0]), models.metadata(work / names[0])
     models.save(models.SmallCNN(), work / names[1], epochs=99)  # of older settings: not to be used
 
-    training.make_bundled(splits, work)
+    trained, train = [], training.train
+    monkeypatch.setattr(training, "train", lambda *a, **k: trained.append(k["exclude"]) or train(*a, **k))
+    assets.make_models(work, splits)
+    assert trained == ["Trouser"]
     assert sorted(p.name for p in (tmp_path / "shipped").iterdir()) == names
     assert not list(work.iterdir())
-    assert models.bundled_path("original", 0).read_bytes() == left
+    assert torch.equal(weights(models.bundled("original", 0)), weights(left))
+    assert about.items() <= models.metadata(models.bundled_path("original", 0)).items()
     about = models.metadata(models.bundled_path("retrained", 0))
     assert (about["epochs"], about["exclude"], about["seed"]) == (1, "Trouser", 0)
-    again = training.train(models.SmallCNN, few, exclude="Trouser", epochs=1, progress=False)
+    at, ag = training.class_accuracies(models.bundled("retrained", 0), splits.test, "Trouser")
+    assert (about["at_test"], about["ag_test"]) == (at, ag)
+    assert about["test_accuracy"] == pytest.approx(0.1 * at + 0.9 * ag)
+    again = train(models.SmallCNN, few, exclude="Trouser", epochs=1, progress=False)
     assert torch.equal(weights(models.bundled("retrained", 0)), weights(again))
     assert "retrained-trouser-0.safetensors: test accuracy 0." in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import sys
 import warnings
@@ -10,15 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import __version__
+import zsu  # its parts are imported when first used: `zsu --help` does not wait for torch
+
 from .errors import ZsuError
+from .files import write_atomically
 
-if TYPE_CHECKING:  # torch takes seconds to import, which `zsu --help` need not wait for
-    from torch import Tensor, nn
-
-    from .data import Splits
-
-GREY = {"fashion-mini", "fashion-mnist", "mnist"}
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.data import Dataset
 
 app = typer.Typer(
     add_completion=False,
@@ -42,6 +42,7 @@ References = Annotated[
 SomeClasses = Annotated[list[str] | None, typer.Option("--class", help="Only this class; may be repeated.")]
 SomeMethods = Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")]
 SomeMeasures = Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data in training. Default: the course's.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
 Retrained = Annotated[int, typer.Option(min=2, help="Retrained models for each class.")]
 SmallImages = Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")]
@@ -50,7 +51,7 @@ Trusted = Annotated[bool, typer.Option(help="Read checkpoints with pickled code:
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        print(f"zsu {__version__}")
+        print(f"zsu {zsu.__version__}")
         raise typer.Exit
 
 
@@ -88,42 +89,32 @@ def forget(
 
     Methods of tier T2 and above see the training images of the class, T3 also 20 of each other class, T4 all others.
     """
-    from . import data as zsu_data
-    from .evaluation import BASIC
-    from .evaluation import audit as run_audit
-    from .forgetting.request import forget as run_forget
-    from .scale.sweep import ROWS, seen_by
-
-    if method not in ROWS:
-        raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(ROWS)}")
-    network, splits = prepare(model, arch, data, root, size, trusted)
-    targets, names = named(splits, cls)
+    known = zsu.forgetting.METHODS
+    if method not in known:
+        raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(known)}")
+    network, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
     if len(targets) > 1 and method == "paths+retained":
         raise ZsuError("retained samples for several classes", where="--method", remedy="use zsu.forget in Python")
-    like = next(network.parameters())
 
-    def run(method: str, **options):
-        seen = [seen_by(method, splits, c, seed, samples) for c in targets]
-        x, classes = [x.to(like.device, like.dtype) for x, _ in seen], targets
-        if len(classes) == 1:
-            (x,), (classes,) = x, classes
-        return run_forget(network, x, classes, method, retained=seen[0][1], seed=seed, **options)
+    def run(method: str, **options) -> zsu.Forgotten:
+        seen = [zsu.sweep.seen_by(method, splits, c, seed, samples) for c in targets]
+        x = [x.to(next(network.parameters())) for x, _ in seen]
+        return zsu.forget(network, x, targets, method, retained=seen[0][1], seed=seed, **options)
 
     options = {"k": k, "perturbed": perturbed, "layers": layer}
-    options |= {"scale": scale, "absolute": absolute} if perturbation != "zero" else {}
-    chosen = run(method, perturbation=perturbation, **options)
+    options |= {} if perturbation == "zero" else {"perturbation": perturbation, "scale": scale, "absolute": absolute}
+    chosen = run(method, **options)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
-    out = out or Path(f"forget-{zsu_data.slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
-    held_out = without(splits, targets, samples, seed)
-    chosen.patch.metadata |= {"class": ", ".join(names), "unseen": samples}
-    chosen.patch.save(out)
-    rows = {row: chosen}
-    for other in ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random"):
-        if other != method:
-            rows[other] = run(other)
-    retrained = retrained_models(references, model, data, names, arch, trusted)
-    print(run_audit(network, rows, splits.train, held_out, targets, retrained, measures=BASIC, controls=False))
+    out = out or Path(f"forget-{zsu.data.slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
+    held_out = without_samples(splits, targets, samples, seed)
     about = chosen.patch.metadata
+    about |= {"class": ", ".join(names), "unseen": samples}
+    chosen.patch.save(out)
+    others = ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random")
+    rows = {row: chosen} | {other: run(other) for other in others if other != method}
+    retrained = find_references(references, model, names, arch, trusted)
+    measures = zsu.evaluation.BASIC
+    print(zsu.audit(network, rows, splits.train, held_out, targets, retrained, measures=measures, controls=False))
     print(f"\n{', '.join(names)}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
     budget = chosen.patch.budget or "none"
     print(f"tier {about['tier']}; budget: {budget}; samples not recognised: {about['unrecognised']}")
@@ -147,30 +138,22 @@ def audit(
 
     The images that `zsu forget` has seen are left out of the test.
     """
-    import copy
-
-    from .evaluation import CONTROLS, MEASURES
-    from .evaluation import audit as run_audit
-    from .forgetting.perturb import Patch
-    from .forgetting.request import Forgotten
-
-    if out is not None and out.suffix != ".html":
-        raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy="end the file in .html")
-    network, splits = prepare(model, arch, data, root, size, trusted)
-    targets, names = named(splits, cls)
-    loaded = Patch.load(patch)
-    about = loaded.metadata
-    if about.get("class", ", ".join(names)) != ", ".join(names):
-        what = f"the patch forgets {about['class']!r}, not {', '.join(names)!r}"
+    check_ending(out, ".html")
+    network, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
+    loaded = zsu.Patch.load(patch)
+    about, name = loaded.metadata, ", ".join(names)
+    if about.get("class", name) != name or about.get("target", targets) != targets:
+        what = f"the patch forgets {about.get('class', about.get('target'))!r}, not {name!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
-    if about.get("target", targets) != targets:
-        raise ZsuError(f"the patch forgets class {about['target']}", where=str(patch), remedy="name that class")
     edited = loaded.apply(copy.deepcopy(network))
     method = about.get("method", patch.stem)
-    row = {f"patch-{method}" if method in CONTROLS else method: Forgotten(edited, loaded, None)}
-    held_out = without(splits, targets, unseen_samples(network, splits, targets, about), int(about.get("seed", 0)))
-    retrained = retrained_models(references, model, data, names, arch, trusted)
-    report = run_audit(network, row, splits.train, held_out, targets, retrained, measures=measure or tuple(MEASURES))
+    row = f"patch-{method}" if method in zsu.evaluation.CONTROLS else method
+    unseen = zsu.forgetting.request.count_seen(loaded, network, splits.test)
+    held_out = without_samples(splits, targets, unseen, about.get("seed", 0))
+    retrained = find_references(references, model, names, arch, trusted)
+    measures = measure or tuple(zsu.evaluation.MEASURES)
+    edits = {row: zsu.Forgotten(edited, loaded)}
+    report = zsu.audit(network, edits, splits.train, held_out, targets, retrained, measures=measures)
     print(report)
     if out is not None:
         report.save(out)
@@ -204,27 +187,11 @@ def revert(
 @app.command(epilog="Example: zsu diff --patch forgotten.safetensors")
 def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
     """Say what made a patch, and what it changes in each layer; with --model also the share of the layer's weights."""
-    from . import models
-    from .forgetting.perturb import Patch, in_short
-
-    loaded = Patch.load(patch)
-    state = None if model is None else models.read_state(model, trusted=trusted)[1]
+    loaded = zsu.Patch.load(patch)
+    state = None if model is None else zsu.models.read_state(model, trusted=trusted)[1]
     for key, value in loaded.metadata.items():
-        print(f"{key:<15} {in_short(value)}")
+        print(f"{key:<15} {zsu.perturb.in_short(value)}")
     print(f"\n{loaded.diff(state).to_string(float_format='{:.4g}'.format)}")
-
-
-def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, action: str) -> None:
-    """Apply or revert a patch on the state dict of a file; the architecture does not matter."""
-    from . import models
-    from .forgetting.perturb import Patch
-
-    if out.resolve() == patch.resolve():
-        raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
-    about, state = models.read_state(checkpoint(model)[0], trusted=trusted)
-    getattr(Patch.load(patch), action)(state)
-    models.save_state(state, out, about)
-    print(f"written to {out}")
 
 
 @app.command(epilog="Example: zsu paths --class Trouser --k 100 --out paths.npz")
@@ -247,21 +214,15 @@ def paths(
     out: Annotated[Path | None, typer.Option(help="Also write them all: .csv, or .npz for zsu.Paths.load.")] = None,
 ):
     """Find the most probable neuronal paths of a class."""
-    from . import data as zsu_data
-    from .files import write_atomically
-    from .paths import find_paths
-    from .relevance import explain, explain_contrast
-
-    if out is not None and out.suffix not in (".csv", ".npz"):
-        raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy="end the file in .csv or .npz")
-    network, splits = prepare(model, arch, data, root, size, trusted)
-    target, x = unseen(network, splits, cls, samples, seed)
+    check_ending(out, ".csv", ".npz")
+    network, splits, (target,), (name,) = prepare([cls], model, arch, data, root, size, trusted)
+    x = zsu.data.samples(splits.test, target, samples, seed).to(next(network.parameters()))
     if contrast:
-        relevance, against = explain_contrast(network, x, target, rules or "z+")
+        relevance, against = zsu.relevance.explain_contrast(network, x, target, rules or "z+")
     else:
-        relevance, against = explain(network, x, target, rules or "epsilon"), None
-    found = find_paths(relevance, k, against=against)
-    print(f"{zsu_data.classes(splits.test)[target]}: {found!r}")
+        relevance, against = zsu.explain(network, x, target, rules or "epsilon"), None
+    found = zsu.find_paths(relevance, k, against=against)
+    print(f"{name}: {found!r}")
     for path, probability in zip(found, found.probability[:show], strict=False):
         print(f"{probability:.3e}  " + "  ".join(f"{layer}:{channel}" for layer, channel in path))
     if out is not None and out.suffix == ".npz":
@@ -283,30 +244,23 @@ def train(
     root: Root = "data",
     size: Size = None,
     seed: Annotated[int, typer.Option(help="Initial weights and order of the images.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the data. Default: the course's.")] = None,
+    epochs: Epochs = None,
 ):
     """Train a model from scratch, with or without a class."""
-    import torch
-
-    from . import data as zsu_data
-    from . import models, training
-    from .evaluation import accuracy, predict
-
-    channels = 1 if arch == "small-cnn" and data.casefold() in GREY else 3
-    splits = zsu_data.load(data, root, transform=transform(data, channels, size))
-    names = zsu_data.classes(splits.train)
-    left_out = sorted({zsu_data.class_index(splits.train, c) for c in exclude or []})
-    settings = {"seed": seed, "epochs": training.EPOCHS if epochs is None else epochs}
+    channels = 1 if arch == "small-cnn" and data.casefold() in zsu.data.GREY else 3
+    splits = zsu.data.load(data, root, transform=zsu.data.transform_for(data, channels, size))
+    names = zsu.data.classes(splits.train)
+    left_out = sorted(zsu.data.class_indices(splits.train, exclude or []))
+    settings = {"seed": seed, "epochs": epochs or zsu.training.EPOCHS}
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise ZsuError("no writable folder", where=str(out.parent), remedy="choose another --out")
-    network = training.train(
-        lambda: models.build(arch, len(names), channels), splits.train, exclude=left_out or None, **settings
+    network = zsu.training.train(
+        lambda: zsu.models.build(arch, len(names), channels), splits.train, exclude=left_out or None, **settings
     )
-    p, y = predict(network, splits.test)
-    kept = torch.tensor([c not in left_out for c in y.tolist()])
-    found = accuracy(p[kept], y[kept])
+    rest = zsu.training.without_class(splits.test, left_out) if left_out else splits.test
+    found = zsu.evaluation.accuracy(*zsu.evaluation.predict(network, rest))
     about = {"arch": arch, "classes": len(names), "channels": channels, "class_names": names, "exclude": left_out}
-    models.save(network, out, **about, **settings, size=size, test_accuracy=found)
+    zsu.models.save(network, out, **about, **settings, size=size, test_accuracy=found)
     on = f" on the other {len(names) - len(left_out)} classes" if left_out else ""
     print(f"test accuracy {found:.3f}{on}; written to {out}")
 
@@ -327,31 +281,15 @@ def references(
     trusted: Trusted = False,
 ):
     """Train models like a given one without classes, for `zsu audit --references`. Those that are there stay."""
-    from tqdm.auto import tqdm
-
-    from . import data as zsu_data
-    from . import files, models, training
-
-    network, splits = prepare(model, arch, data, root, size, trusted)
-    targets, names = named(splits, cls)
+    _, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
     file, about = checkpoint(model)
-    channels = channels_of(network)
     kind = arch or about.get("arch")
     if kind is None:
         raise ZsuError("the checkpoint does not say its architecture", where=str(file), remedy="give --arch")
-    settings = {
-        "arch": kind, "classes": len(zsu_data.classes(splits.train)), "channels": channels, "exclude": targets,
-        "class_names": zsu_data.classes(splits.train), "data_sha256": zsu_data.content_hash(splits),
-        "epochs": epochs or about.get("epochs", training.EPOCHS), "size": about.get("size") if size is None else size,
-    }  # fmt: skip
-    folder = Path("references") / zsu_data.slug(" ".join(names)) if out is None else out
-    files.make_folder(folder)
-    files.check_settings(folder / "settings.json", settings)
-    for seed in tqdm(range(number), desc="references", unit="model"):
-        training.kept(folder / f"{seed}.safetensors", settings | {"seed": seed}, lambda seed=seed: training.train(
-            lambda: models.build(kind, settings["classes"], channels), splits.train, exclude=targets, seed=seed,
-            epochs=settings["epochs"],
-        ))  # fmt: skip
+    folder = out or Path("references") / zsu.data.slug(" ".join(names))
+    epochs = epochs or about.get("epochs", zsu.training.EPOCHS)
+    size = about.get("size") if size is None else size
+    zsu.training.train_references(folder, splits, targets, number, kind, epochs, size)
     print(f"{number} models without {', '.join(names)} in {folder}")
 
 
@@ -366,31 +304,22 @@ def sweep(
     references: Retrained = 3,
     data: SmallImages = "fashion-mini",
     root: Root = "data",
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Of models that are trained. Default: the course's.")
-    ] = None,
+    epochs: Epochs = None,
     jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = -1,
     scheduler: Annotated[str | None, typer.Option(help="Address of a Dask scheduler, in place of --jobs.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and stop.")] = False,
-    resume: Annotated[bool, typer.Option(help="Keep finished tasks, or do all audits anew.")] = True,
 ):
     """Classes x seeds x methods x measures on all cores or a cluster. Stopped or killed, it goes on where it was."""
-    from . import training
-    from .files import write_atomically
-    from .scale import sweep as sweeping
-
     options = {
-        "classes": cls, "seeds": range(seeds), "methods": method or sweeping.ROWS, "measures": measure or sweeping.ALL,
-        "samples": samples, "references": references, "epochs": training.EPOCHS if epochs is None else epochs,
+        "classes": cls, "seeds": range(seeds), "methods": method or tuple(zsu.forgetting.METHODS),
+        "measures": measure or zsu.sweep.ALL, "samples": samples, "references": references,
+        "epochs": epochs or zsu.training.EPOCHS,
     }  # fmt: skip
-    if not resume:
-        for file in (out / "tasks").glob("*.csv"):
-            file.unlink()
     if dry_run:
-        print(sweeping.plan(*sweeping.checked(out, data, root, **options), jobs))
+        print(zsu.sweep.plan(zsu.sweep.check(zsu.sweep.Settings(out, data, root, **options)), jobs))
         return
     try:
-        table = sweeping.run(out, data, root, **options, jobs=jobs, scheduler=scheduler)
+        table = zsu.sweep.run(out, data, root, **options, jobs=jobs, scheduler=scheduler)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on with what is done in {out}", file=sys.stderr)
         raise
@@ -408,22 +337,17 @@ def bench(
     references: Retrained = 3,
     data: SmallImages = "fashion-mini",
     root: Root = "data",
-    epochs: Annotated[int | None, typer.Option(help="Of models that are trained. Default: the course's.")] = None,
+    epochs: Epochs = None,
 ):
     """Methods x classes x seeds in one table, beside retrained models. An interrupted run goes on where it was."""
-    from . import plots, training
-    from .files import write_atomically
-    from .scale import scoreboard
-    from .scale.sweep import ROWS
-
-    board = scoreboard.bench(
-        out, data, root, cls, range(seeds), method or ROWS, samples=samples, references=references,
-        epochs=training.EPOCHS if epochs is None else epochs,
+    board = zsu.scoreboard.bench(
+        out, data, root, cls, range(seeds), methods=method or tuple(zsu.forgetting.METHODS), samples=samples,
+        references=references, epochs=epochs or zsu.training.EPOCHS,
     )  # fmt: skip
-    print(scoreboard.printed(board))
-    figure = plots.scoreboard(board)
+    print(zsu.scoreboard.as_text(board))
+    figure = zsu.plots.scoreboard(board)
     write_atomically(out / "scoreboard.png", lambda temporary: figure.savefig(temporary, dpi=150))
-    print(f"\nwritten to {out / scoreboard.FILE} and {out / 'scoreboard.png'}")
+    print(f"\nwritten to {out / zsu.scoreboard.FILE} and {out / 'scoreboard.png'}")
 
 
 @app.command(epilog="Example: zsu reproduce mnist-cnn --data ~/mnist --out mnist-cnn")
@@ -439,11 +363,9 @@ def reproduce(
     device: Annotated[str | None, typer.Option(help="Default: cuda where there is one.")] = None,
 ):
     """One of the paper's experiments: train, retrain, forget, audit, over several seeds; on GPUs through torchrun."""
-    from .scale import reproduce as rows
-
-    frame = rows.run(row, data, out, seeds, size, epochs, device)
+    frame = zsu.reproduce.run(row, data, out, seeds, size, epochs, device)
     if frame is not None:  # on the first process of torchrun
-        print(rows.printed(row, frame))
+        print(zsu.reproduce.as_text(row, frame))
 
 
 @app.command(epilog="Example: zsu data mnist --root ~/data")
@@ -452,23 +374,17 @@ def data(
     root: Root = "data",
 ):
     """Say what is in a data set: image shape, classes, images per class. Downloads it where it is missing."""
-    import torch
-
-    from . import data as zsu_data
-
-    splits = zsu_data.load(name, root)
+    splits = zsu.data.load(name, root)
     print(f"{name}: images {tuple(splits.test[0][0].shape)}, {len(splits.train):,} train, {len(splits.test):,} test")
-    counts = [torch.bincount(zsu_data.targets(part)).tolist() for part in splits]
-    for index, label in enumerate(zsu_data.classes(splits.train)):
-        print(f"{index:>4}  {label:<20} {counts[0][index]:>7,} train {counts[1][index]:>7,} test")
+    labels, counts = zsu.data.classes(splits.train), [zsu.data.counts(part) for part in splits]
+    for index, (label, train, test) in enumerate(zip(labels, *counts, strict=True)):
+        print(f"{index:>4}  {label:<20} {train:>7,} train {test:>7,} test")
 
 
 @app.command(epilog="Example: zsu doctor")
 def doctor():
     """Check in ten seconds whether this machine is ready for the course, and say what to do where it is not."""
-    from .doctor import check
-
-    findings = check()
+    findings = zsu.doctor.check()
     for finding in findings:
         print(finding)
     wrong = sum(not finding.ok for finding in findings)
@@ -476,142 +392,77 @@ def doctor():
     raise typer.Exit(1 if wrong else 0)
 
 
+def check_ending(out: Path | None, *endings: str) -> None:
+    """`ZsuError` for a file to write that ends otherwise."""
+    if out is not None and out.suffix not in endings:
+        remedy = f"end the file in {' or '.join(endings)}"
+        raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy=remedy)
+
+
 def prepare(
-    model: Path | None, arch: str | None, data: str, root: str, size: int | None, trusted: bool
-) -> tuple[nn.Module, Splits]:
-    """The model, and the data in the shape that it wants."""
-    import torch
-
-    from . import data as zsu_data
-    from . import models
-    from .relevance.explanation import forward
-
+    cls: list[str], model: Path | None, arch: str | None, data: str, root: str, size: int | None, trusted: bool
+) -> tuple[nn.Module, zsu.data.Splits, list[int], list[str]]:
+    """The model, the data in the shape that it wants, and the classes, by index and by name in the order of indices."""
     if model is None and (arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
     file, about = checkpoint(model)
-    network = models.load(file, arch, trusted=trusted)
-    size = about.get("size") if size is None else size
-    channels = channels_of(network)
-    splits = zsu_data.load(data, root, transform=transform(data, channels, size))
-    known, found = about.get("class_names"), zsu_data.classes(splits.test)
-    if known is not None and known != found:
-        raise ZsuError(
-            f"the model knows {', '.join(known)}; the data holds {', '.join(found)}",
-            where=str(file),
-            remedy="use the data that the model was trained on",
-        )
-    like = next(network.parameters())
-    with torch.no_grad():
-        outputs = forward(network, splits.test[0][0][None].to(like.device, like.dtype)).shape[-1]
+    network = zsu.models.load(file, arch, trusted=trusted)
+    channels = zsu.models.guess_channels(network.state_dict())
+    transform = zsu.data.transform_for(data, channels, about.get("size") if size is None else size)
+    splits = zsu.data.load(data, root, transform=transform)
+    known, found = about.get("class_names"), zsu.data.classes(splits.test)
+    remedy = "use the data that the model was trained on"
+    if known not in (None, found):
+        what = f"the model knows {', '.join(known)}; the data holds {', '.join(found)}"
+        raise ZsuError(what, where=str(file), remedy=remedy)
+    outputs = zsu.models.count_outputs(network, splits.test, str(file))
     if outputs != len(found):
         what = f"the model has {outputs} outputs, the data {len(found)} classes"
-        raise ZsuError(what, where=str(file), remedy="use the data that the model was trained on")
-    return network, splits
+        raise ZsuError(what, where=str(file), remedy=remedy)
+    targets = sorted(zsu.data.class_indices(splits.test, cls))
+    return network, splits, targets, [found[c] for c in targets]
 
 
 def checkpoint(model: Path | None) -> tuple[Path, dict]:
     """The file of the model, by default the bundled one, and what it says about itself."""
-    from . import models
-
-    file = models.bundled_path() if model is None else model
-    return file, models.metadata(file) if file.suffix == ".safetensors" else {}
+    file = zsu.models.bundled_path() if model is None else model
+    return file, zsu.models.metadata(file) if zsu.models.is_safetensors(file) else {}
 
 
-def channels_of(network: nn.Module) -> int:
-    """Channels of the images: those that enter the first convolution (K, J, h, w); else 3."""
-    return next((p.shape[1] for p in network.parameters() if p.dim() == 4), 3)
+def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, action: str) -> None:
+    """Apply or revert a patch on the state dict of a file; the architecture does not matter."""
+    if out.resolve() == patch.resolve():
+        raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
+    about, state = zsu.models.read_state(checkpoint(model)[0], trusted=trusted)
+    getattr(zsu.Patch.load(patch), action)(state)
+    zsu.models.save_state(state, out, about)
+    print(f"written to {out}")
 
 
-def unseen(network: nn.Module, splits: Splits, cls: str, samples: int, seed: int) -> tuple[int, Tensor]:
-    """Index of the class, and samples of it as the model takes them."""
-    from . import data as zsu_data
-
-    target = zsu_data.class_index(splits.test, cls)
-    like = next(network.parameters())
-    return target, zsu_data.samples(splits.test, target, samples, seed).to(like.device, like.dtype)
-
-
-def named(splits: Splits, cls: list[str]) -> tuple[list[int], list[str]]:
-    """Indices and names of the classes, in the order of the indices."""
-    from . import data as zsu_data
-
-    targets = sorted({zsu_data.class_index(splits.test, c) for c in cls})
-    return targets, [zsu_data.classes(splits.test)[c] for c in targets]
-
-
-def unseen_samples(network: nn.Module, splits: Splits, targets: list[int], about: dict) -> int:
-    """How many test images of each class the edit has seen: those that `data.samples` draws, if their hash is the same.
-
-    Warns where that cannot be told; training images, which methods of tier T2 and above see, are in no test.
-    """
-    from . import data as zsu_data
-    from .forgetting.request import samples_hash
-
-    if "unseen" in about:
-        return int(about["unseen"])
-    like = next(network.parameters())
-    number, *others = set(about.get("samples", [0]))
-    if not others and 0 < number < int((zsu_data.targets(splits.test) == targets[0]).sum()):
-        drawn = [zsu_data.samples(splits.test, c, number, int(about.get("seed", 0))).to(like) for c in targets]
-        if samples_hash(drawn) == about.get("samples_sha256"):
-            return number
-    if about.get("tier", "T1") in ("T0", "T1") or about.get("method") == "paths":
-        warnings.warn("which images the edit has seen is not known: they may be among those of the test", stacklevel=2)
-    return 0
-
-
-def without(splits: Splits, targets: list[int], samples: int, seed: int):
-    """The test data without the samples of each class."""
-    from . import data as zsu_data
-
-    held_out = splits.test
-    for target in targets if samples else []:
-        held_out = zsu_data.without_samples(held_out, target, samples, seed)
-        if not (zsu_data.targets(held_out) == target).any():
-            what = f"all {samples} test images of {zsu_data.classes(splits.test)[target]!r} are samples"
+def without_samples(splits: zsu.data.Splits, targets: list[int], samples: int, seed: int) -> Dataset:
+    """The test data without the samples of each class, of which some image has to be left."""
+    if samples == 0:
+        return splits.test
+    held_out = zsu.data.without_samples(splits.test, targets, samples, seed)
+    for target in targets:
+        if zsu.data.counts(held_out)[target] == 0:
+            what = f"all {samples} test images of {zsu.data.classes(held_out)[target]!r} are samples"
             raise ZsuError(what, where="--samples", remedy="leave some")
     return held_out
 
 
-def transform(data: str, channels: int, size: int | None):
-    """PIL image -> float tensor (channels, size, size) in [0, 1]; None where the data is like that by itself."""
-    from torchvision import transforms as t
-
-    if size is None and channels == (1 if data.casefold() in GREY else 3):
-        return None
-
-    if size is not None and size < 1:
-        raise ZsuError(f"{size} pixels", where="--size", remedy="use a positive number")
-    colour = t.Grayscale() if channels == 1 else t.Lambda(lambda image: image.convert("RGB"))
-    return t.Compose([colour, *([t.Resize((size, size))] if size else []), t.ToTensor()])
-
-
-def retrained_models(
-    folder: Path | None, model: Path | None, data: str, names: list[str], arch: str | None, trusted: bool
+def find_references(
+    folder: Path | None, model: Path | None, names: list[str], arch: str | None, trusted: bool
 ) -> list[nn.Module]:
     """References from the folder; for the bundled model and one class `zsu.models.references`; none otherwise."""
-    from . import models
-
-    if folder is None:
-        found = models.references(*names) if model is None and len(names) == 1 else []
-        if found:
-            return found
+    if folder is not None:
+        return zsu.models.load_folder(folder, arch, trusted=trusted)
+    found = zsu.models.references(*names) if model is None and len(names) == 1 else []
+    if not found:
         asked = " ".join(f"--class {name!r}" for name in names)
-        print(
-            f"No models retrained without this class: JS is n/a. `zsu references {asked}` makes some.", file=sys.stderr
-        )
-        return []
-    files = sorted(p for p in folder.glob("*") if p.suffix in (".safetensors", ".pt", ".pth") and not is_patch(p))
-    if not files:
-        raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu references`")
-    return [models.load(file, arch, trusted=trusted) for file in files]
-
-
-def is_patch(file: Path) -> bool:
-    """Whether `zsu forget` wrote the file."""
-    from . import models
-
-    return file.suffix == ".safetensors" and "zsu_patch" in models.metadata(file)
+        note = f"No models retrained without this class: JS is n/a. `zsu references {asked}` makes some."
+        print(note, file=sys.stderr)
+    return found
 
 
 def main() -> None:

@@ -2,34 +2,29 @@
 
 A data set here is anything with torchvision's attributes: ``len``, ``[i] -> (image, label)``,
 ``.targets`` (labels 0..C-1) and ``.classes`` (their names), or a ``torch.utils.data.Subset`` of one.
-
-``python -m zsu.data`` rebuilds the bundled file from the original IDX files.
 """
 
 from __future__ import annotations
 
-import argparse
+import functools
 import gzip
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets, transforms
 
 from .errors import ZsuError, check_count, is_integer
-from .files import write_atomically
 
 MINI_FILE = Path(__file__).parent / "assets" / "fashion-mini.npz"
 MINI_SHA256 = "2a24a9ecd9fdec7f014317c00e09f7a117bede044ed8479d8a7e7a0634591ba6"  # see `checksum`
 MINI_ARRAYS = ["train_images", "train_labels", "test_images", "test_labels"]
-MINI_PER_CLASS = {"train": 1200, "test": 200}
-MINI_SEED = 2017
 FASHION_CLASSES = [
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -41,8 +36,8 @@ TORCHVISION = {
     "cifar100": datasets.CIFAR100,
 }
 NAMES = ["fashion-mini", *TORCHVISION]
+GREY = {"fashion-mini", "fashion-mnist", "mnist"}  # the others are loaded in colour
 IDX_PREFIX = {"train": "train", "test": "t10k"}
-IDX_FOLDERS = ["/usr/share/datasets/fashion-mnist", "data"]  # Debian's package, torchvision's download
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -79,14 +74,11 @@ class Images(Dataset):
     def __init__(self, data: torch.Tensor, targets: torch.Tensor, classes: list[str],
                  transform: Callable | None = None):  # fmt: skip
         if data.dtype != torch.uint8 or data.ndim != 4:
-            raise ZsuError(
-                f"image data has shape {tuple(data.shape)} and dtype {data.dtype}",
-                where="Images",
-                remedy="pass a uint8 tensor of shape (N, C, H, W)",
-            )
+            what = f"image data has shape {tuple(data.shape)} and dtype {data.dtype}"
+            raise ZsuError(what, where="Images", remedy="pass a uint8 tensor of shape (N, C, H, W)")
         self.data = data
         self.classes = list(classes)
-        self.targets = _labels(targets, self.classes)
+        self.targets = integer_labels(targets, self.classes)
         if len(data) != len(self.targets):
             raise ZsuError(f"{len(data)} images but {len(self.targets)} labels", where="Images")
         self.transform = transform
@@ -136,19 +128,16 @@ def load(
     """
     name = str(name_or_folder).casefold()
     if name == "fashion-mini":
-        return _load_mini(transform)
+        return load_mini(transform)
     if name in TORCHVISION:
-        return _load_torchvision(name, root, download, transform)
+        return load_torchvision(name, root, download, transform)
     if name and Path(str(name_or_folder)).is_dir():
-        return _load_folder(Path(str(name_or_folder)), transform)
-    raise ZsuError(
-        f"no data set and no folder is called {str(name_or_folder)!r}",
-        where="zsu.data.load",
-        remedy=f"pass one of {', '.join(NAMES)}, or a folder with train/CLASS/* and test/CLASS/*",
-    )
+        return load_folder(Path(str(name_or_folder)), transform)
+    remedy = f"pass one of {', '.join(NAMES)}, or a folder with train/CLASS/* and test/CLASS/*"
+    raise ZsuError(f"no data set and no folder is called {str(name_or_folder)!r}", where="zsu.data.load", remedy=remedy)
 
 
-def _load_mini(transform: Callable | None) -> Splits:
+def load_mini(transform: Callable | None) -> Splits:
     try:
         with np.load(MINI_FILE) as file:
             arrays = {name: file[name] for name in MINI_ARRAYS}
@@ -169,9 +158,9 @@ def _load_mini(transform: Callable | None) -> Splits:
     ))  # fmt: skip
 
 
-def _load_torchvision(name: str, root: str | os.PathLike, download: bool, transform: Callable | None) -> Splits:
+def load_torchvision(name: str, root: str | os.PathLike, download: bool, transform: Callable | None) -> Splits:
     if name in ("mnist", "fashion-mnist") and any(Path(root).glob("train-images-idx3-ubyte*")):
-        return _load_idx(name, root, transform)
+        return load_idx(name, root, transform)
     try:
         parts = [TORCHVISION[name](root, train=train, download=download) for train in (True, False)]
     except Exception as error:  # no network, no permission, damaged files: torchvision raises many types
@@ -181,57 +170,89 @@ def _load_torchvision(name: str, root: str | os.PathLike, download: bool, transf
             where="zsu.data.load",
             remedy="check the network and the folder, copy torchvision's files there, or use 'fashion-mini'",
         ) from error
-    return Splits(*(Images(_channels_first(p.data), torch.as_tensor(p.targets), p.classes, transform)
+    return Splits(*(Images(channels_first(p.data), torch.as_tensor(p.targets), p.classes, transform)
                     for p in parts))  # fmt: skip
 
 
-def _load_idx(name: str, folder: str | os.PathLike, transform: Callable | None) -> Splits:
+def load_idx(name: str, folder: str | os.PathLike, transform: Callable | None) -> Splits:
+    """The IDX files of MNIST or Fashion-MNIST."""
     parts = []
     for part in Splits._fields:
-        images, labels = (
-            torch.from_numpy(a.copy()) for a in _read_split(folder, part)
-        )  # the file's bytes are read-only
+        images, labels = (torch.from_numpy(a.copy()) for a in read_idx_split(folder, part))  # a file's bytes are fixed
         parts.append(Images(images[:, None], labels, TORCHVISION[name].classes, transform))  # (N, H, W) -> (N, 1, H, W)
     return Splits(*parts)
 
 
-def _channels_first(data) -> torch.Tensor:
+def read_idx_split(folder: str | os.PathLike, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images (N, H, W) and labels (N,) of a split, from its IDX files."""
+    return tuple(
+        read_idx(find_idx(folder, f"{IDX_PREFIX[part]}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")
+    )
+
+
+def find_idx(folder: str | os.PathLike, name: str) -> Path:
+    places = [Path(folder) / sub / (name + end) for sub in ("", "FashionMNIST/raw") for end in (".gz", "")]
+    for path in places:
+        if path.is_file():
+            return path
+    remedy = "install Debian's dataset-fashion-mnist, or download with zsu.data.load('fashion-mnist')"
+    raise ZsuError(f"there is no {name}(.gz)", where=str(folder), remedy=remedy)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of bytes: 0, 0, 8, the number of dimensions, each dimension as big-endian int32, the data."""
+    try:
+        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        if raw[:3] != b"\0\0\x08":
+            raise ValueError("not an IDX file of bytes")
+        shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)  # bytes -> (N,) or (N, H, W)
+    except (OSError, EOFError, ValueError, IndexError) as error:
+        raise ZsuError("this is not a complete IDX file", where=str(path), remedy="fetch it again") from error
+
+
+def transform_for(name_or_folder: str | os.PathLike, channels: int, size: int | None = None) -> Callable | None:
+    """For `load`: PIL image -> float32 (channels, size, size) in [0, 1]; None where the data is like that by itself."""
+    grey = str(name_or_folder).casefold() in GREY
+    if size is None and channels == (1 if grey else 3):
+        return None
+    if size is not None:
+        check_count("size", size, "zsu.data")
+    colour = transforms.Grayscale() if channels == 1 else transforms.Lambda(lambda image: image.convert("RGB"))
+    resize = [] if size is None else [transforms.Resize((size, size))]
+    return transforms.Compose([colour, *resize, transforms.ToTensor()])
+
+
+def channels_first(data: np.ndarray | torch.Tensor) -> torch.Tensor:
     data = torch.as_tensor(data)
     if data.ndim == 3:
         return data[:, None]  # (N, H, W) -> (N, 1, H, W)
     return data.permute(0, 3, 1, 2).contiguous()  # (N, H, W, 3) -> (N, 3, H, W)
 
 
-def _load_folder(folder: Path, transform: Callable | None) -> Splits:
+def load_folder(folder: Path, transform: Callable | None) -> Splits:
     test = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), folder / "test")
-    train, test = (_load_split(part, transform) for part in (folder / "train", test))
+    train, test = (load_split(part, transform) for part in (folder / "train", test))
     if train.classes != test.classes:
-        raise ZsuError(
-            f"the classes of train and test differ: {sorted(set(train.classes) ^ set(test.classes))}",
-            where=str(folder),
-            remedy="give both the same class folders",
-        )
+        what = f"the classes of train and test differ: {sorted(set(train.classes) ^ set(test.classes))}"
+        raise ZsuError(what, where=str(folder), remedy="give both the same class folders")
     if len(train.classes) < 2:
-        raise ZsuError(
-            f"there is only one class, {train.classes[0]!r}",
-            where=str(folder),
-            remedy="forgetting a class needs at least two classes",
-        )
+        what = f"there is only one class, {train.classes[0]!r}"
+        raise ZsuError(what, where=str(folder), remedy="forgetting a class needs at least two classes")
     return Splits(train, test)
 
 
-def _load_split(folder: Path, transform: Callable | None) -> datasets.ImageFolder:
+def load_split(folder: Path, transform: Callable | None) -> datasets.ImageFolder:
     try:
-        return datasets.ImageFolder(folder, transform or transforms.ToTensor(), loader=_open_image)
+        return datasets.ImageFolder(folder, transform or transforms.ToTensor(), loader=open_image)
     except OSError as error:  # no folder, no class folder, or a class folder without images
-        raise ZsuError(
-            f"this folder holds no class folders with images ({error})".replace("\n", " "),
-            where=str(folder),
-            remedy="lay the images out as train/CLASS/* and test/CLASS/*",
-        ) from error
+        what = f"this folder holds no class folders with images ({error})".replace("\n", " ")
+        remedy = "lay the images out as train/CLASS/* and test/CLASS/*"
+        raise ZsuError(what, where=str(folder), remedy=remedy) from error
 
 
-def _open_image(path: str):
+def open_image(path: str | os.PathLike) -> Image:
+    """A picture in RGB; `ZsuError` with its path where it cannot be read."""
     try:
         return datasets.folder.default_loader(path)
     except OSError as error:
@@ -263,12 +284,9 @@ def targets(dataset: Dataset) -> torch.Tensor:
     if isinstance(dataset, Subset):
         return targets(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if not hasattr(dataset, "targets"):
-        raise ZsuError(
-            f"a {type(dataset).__name__} has no .targets",
-            where="zsu.data",
-            remedy="set dataset.targets to the labels and dataset.classes to their names, as torchvision does",
-        )
-    return _labels(dataset.targets, classes(dataset))
+        remedy = "set dataset.targets to the labels and dataset.classes to their names, as torchvision does"
+        raise ZsuError(f"a {type(dataset).__name__} has no .targets", where="zsu.data", remedy=remedy)
+    return integer_labels(dataset.targets, classes(dataset))
 
 
 def classes(dataset: Dataset) -> list[str]:
@@ -282,18 +300,15 @@ def classes(dataset: Dataset) -> list[str]:
     if isinstance(dataset, Subset):
         return classes(dataset.dataset)
     if not hasattr(dataset, "classes"):
-        raise ZsuError(
-            f"a {type(dataset).__name__} has no .classes",
-            where="zsu.data",
-            remedy="set dataset.classes to the list of class names, as torchvision does",
-        )
+        remedy = "set dataset.classes to the list of class names, as torchvision does"
+        raise ZsuError(f"a {type(dataset).__name__} has no .classes", where="zsu.data", remedy=remedy)
     return [str(name) for name in dataset.classes]
 
 
-def _labels(labels, names: list[str]) -> torch.Tensor:
+def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
     if isinstance(labels, (list, tuple, np.ndarray)) and len(labels) and isinstance(labels[0], str):
-        labels = [_known(label, names) for label in labels]
+        labels = [index_of_label(label, names) for label in labels]
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -301,11 +316,8 @@ def _labels(labels, names: list[str]) -> torch.Tensor:
             f"the labels are no numbers ({error})", where="zsu.data", remedy="give one integer for each image"
         ) from error
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
-        raise ZsuError(
-            f"the labels have shape {tuple(labels.shape)} and dtype {labels.dtype}",
-            where="zsu.data",
-            remedy="give one integer for each image",
-        )
+        what = f"the labels have shape {tuple(labels.shape)} and dtype {labels.dtype}"
+        raise ZsuError(what, where="zsu.data", remedy="give one integer for each image")
     wrong = labels[(labels < 0) | (labels >= len(names))].unique().tolist()
     if wrong:
         raise ZsuError(
@@ -317,7 +329,7 @@ def _labels(labels, names: list[str]) -> torch.Tensor:
     return labels.to(torch.int64)
 
 
-def _known(label: str, names: list[str]) -> int:
+def index_of_label(label: str, names: list[str]) -> int:
     """Index of a label that is a class name."""
     if label not in names:
         remedy = f"use the names in .classes: {', '.join(names)}"
@@ -345,7 +357,7 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
     """
     names = classes(dataset)
     if isinstance(cls, str):
-        index = _index_of_name(names, cls.strip())
+        index = index_of_name(names, cls.strip())
     elif is_integer(cls):
         index = int(cls)
     else:
@@ -364,7 +376,7 @@ def class_indices(dataset: Dataset, classes: int | str | Iterable[int | str]) ->
     return list(dict.fromkeys(class_index(dataset, c) for c in named))
 
 
-def _index_of_name(names: list[str], name: str) -> int | None:
+def index_of_name(names: list[str], name: str) -> int | None:
     if name in names:
         return names.index(name)
     folded = [n.casefold() for n in names]
@@ -377,9 +389,12 @@ def _index_of_name(names: list[str], name: str) -> int | None:
 
 def histogram(dataset: Dataset) -> str:
     """Number of images of each class, as text for a message: ``"T-shirt/top 200, Trouser 200"``."""
-    names = classes(dataset)
-    counts = torch.bincount(targets(dataset), minlength=len(names)).tolist()
-    return ", ".join(f"{name} {count}" for name, count in zip(names, counts, strict=True))
+    return ", ".join(f"{name} {count}" for name, count in zip(classes(dataset), counts(dataset), strict=True))
+
+
+def counts(dataset: Dataset) -> list[int]:
+    """Number of images of each class."""
+    return torch.bincount(targets(dataset), minlength=len(classes(dataset))).tolist()
 
 
 def samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> torch.Tensor:
@@ -406,13 +421,13 @@ def samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> tor
     ZsuError
         No such class, no image of it, or fewer than `n`; `n` < 1; images that do not stack.
     """
-    indices = _sample_indices(dataset, cls, n, seed)
-    x, _ = _collate([dataset[i] for i in indices.tolist()], dataset)
+    indices = sample_indices(dataset, cls, n, seed)
+    x, _ = stack_pairs([dataset[i] for i in indices.tolist()], dataset)
     return x
 
 
-def without_samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> Subset:
-    """Everything but the images that `samples` draws with the same arguments.
+def without_samples(dataset: Dataset, cls: int | str | Iterable[int | str], n: int = 36, seed: int = 0) -> Subset:
+    """Everything but the images that `samples` draws with the same arguments, of one class or of each of several.
 
     Returns
     -------
@@ -425,20 +440,20 @@ def without_samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0
         As `samples`.
     """
     keep = torch.ones(len(dataset), dtype=torch.bool)
-    keep[_sample_indices(dataset, cls, n, seed)] = False
+    for index in class_indices(dataset, cls):
+        keep[sample_indices(dataset, index, n, seed)] = False
     return Subset(dataset, keep.nonzero()[:, 0].tolist())  # (N - n, 1) -> (N - n,)
 
 
-def _sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torch.Tensor:
+def sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torch.Tensor:
+    """Where the images are that `samples` draws: (n,)."""
     index = class_index(dataset, cls)
     check_count("n", n, "zsu.data")
     members = (targets(dataset) == index).nonzero()[:, 0]  # (M, 1) -> (M,)
     if len(members) < n:
-        raise ZsuError(
-            f"{n} samples of class {classes(dataset)[index]!r} were asked for, the data has {len(members)}",
-            where="zsu.data",
-            remedy=f"pass a smaller n or other data; images by class: {histogram(dataset)}",
-        )
+        what = f"{n} samples of class {classes(dataset)[index]!r} were asked for, the data has {len(members)}"
+        remedy = f"pass a smaller n or other data; images by class: {histogram(dataset)}"
+        raise ZsuError(what, where="zsu.data", remedy=remedy)
     order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed))
     return members[order[:n]]
 
@@ -466,7 +481,7 @@ def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Ten
     if images is None:
         # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
         yield from DataLoader(
-            dataset, batch_size, collate_fn=partial(_collate, dataset=dataset), generator=torch.Generator()
+            dataset, batch_size, collate_fn=functools.partial(stack_pairs, dataset=dataset), generator=torch.Generator()
         )
         return
     for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
@@ -484,24 +499,19 @@ def in_memory(dataset: Dataset) -> Images | None:
     return None
 
 
-def _collate(pairs: list[tuple[torch.Tensor, int | str]], dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+def stack_pairs(pairs: list[tuple[torch.Tensor, int | str]], dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Stack (image, label) pairs to (B, C, H, W) and (B,)."""
     images = [image for image, _ in pairs]
     for image in images:
         if not isinstance(image, torch.Tensor) or not image.is_floating_point():
-            raise ZsuError(
-                f"an image is a {type(image).__name__}, not a float tensor",
-                where="zsu.data",
-                remedy="give the data set transform=torchvision.transforms.ToTensor()",
-            )
+            remedy = "give the data set transform=torchvision.transforms.ToTensor()"
+            raise ZsuError(f"an image is a {type(image).__name__}, not a float tensor", where="zsu.data", remedy=remedy)
         if image.shape != images[0].shape:
-            raise ZsuError(
-                f"images differ in shape: {tuple(images[0].shape)} and {tuple(image.shape)}",
-                where="zsu.data",
-                remedy="pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])",
-            )
+            what = f"images differ in shape: {tuple(images[0].shape)} and {tuple(image.shape)}"
+            remedy = "pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])"
+            raise ZsuError(what, where="zsu.data", remedy=remedy)
     return torch.stack(images), torch.tensor(
-        [_known(label, classes(dataset)) if isinstance(label, str) else int(label) for _, label in pairs]
+        [index_of_label(label, classes(dataset)) if isinstance(label, str) else int(label) for _, label in pairs]
     )
 
 
@@ -520,9 +530,10 @@ def content_hash(splits: Splits) -> str:
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Rebuilding the bundled file
-# ---------------------------------------------------------------------------------------------------------
+@functools.cache
+def bundled_hash() -> str:
+    """`content_hash` of the bundled data, which the bundled models were trained on."""
+    return content_hash(load("fashion-mini"))
 
 
 def checksum(arrays: dict[str, np.ndarray]) -> str:
@@ -531,98 +542,3 @@ def checksum(arrays: dict[str, np.ndarray]) -> str:
     for name in MINI_ARRAYS:
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     return digest.hexdigest()
-
-
-def build_mini(folder: str | os.PathLike, per_class: dict[str, int] = MINI_PER_CLASS) -> dict[str, np.ndarray]:
-    """Select the bundled part from the IDX files of Fashion-MNIST.
-
-    Of each class, the first of a seeded permutation (NumPy's PCG64, seed `MINI_SEED`, classes 0 to 9, the
-    training files before the test files); the selected images keep the order of the files.
-
-    Parameters
-    ----------
-    folder : path
-        Holds train-images-idx3-ubyte and so on, plain or as .gz, or torchvision's FashionMNIST/raw.
-    per_class : dict
-        How many images of each class for ``"train"`` and ``"test"``.
-
-    Returns
-    -------
-    dict
-        `MINI_ARRAYS`: images (N, 28, 28) and labels (N,), uint8.
-
-    Raises
-    ------
-    ZsuError
-        Missing or damaged files, or too few images of a class.
-    """
-    rng = np.random.default_rng(MINI_SEED)
-    arrays = {}
-    for part in Splits._fields:
-        images, labels = _read_split(folder, part)
-        chosen = []
-        for c in range(len(FASHION_CLASSES)):
-            members = rng.permutation(np.flatnonzero(labels == c))
-            if len(members) < per_class[part]:
-                raise ZsuError(f"class {c} has {len(members)} images, need {per_class[part]}", where=str(folder))
-            chosen.append(members[: per_class[part]])
-        order = np.sort(np.concatenate(chosen))
-        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images[order], labels[order]
-    return arrays
-
-
-def _read_split(folder: str | os.PathLike, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W) and labels (N,) of a split, from its IDX files."""
-    return tuple(
-        _read_idx(_find_idx(folder, f"{IDX_PREFIX[part]}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")
-    )
-
-
-def _find_idx(folder: str | os.PathLike, name: str) -> Path:
-    places = [Path(folder) / sub / (name + end) for sub in ("", "FashionMNIST/raw") for end in (".gz", "")]
-    for path in places:
-        if path.is_file():
-            return path
-    raise ZsuError(
-        f"there is no {name}(.gz)",
-        where=str(folder),
-        remedy="install Debian's dataset-fashion-mnist, or download with zsu.data.load('fashion-mnist')",
-    )
-
-
-def _read_idx(path: Path) -> np.ndarray:
-    """An IDX file of bytes: 0, 0, 8, the number of dimensions, each dimension as big-endian int32, the data."""
-    try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
-        if raw[:3] != b"\0\0\x08":
-            raise ValueError("not an IDX file of bytes")
-        shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
-        return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)  # bytes -> (N,) or (N, H, W)
-    except (OSError, EOFError, ValueError, IndexError) as error:
-        raise ZsuError("this is not a complete IDX file", where=str(path), remedy="fetch it again") from error
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """``python -m zsu.data [--root DIR]``: rebuild the bundled file from the IDX files."""
-    parser = argparse.ArgumentParser(prog="python -m zsu.data", description="Rebuild the bundled Fashion-MNIST part.")
-    parser.add_argument("--root", help=f"folder of the IDX files; default: the first of {', '.join(IDX_FOLDERS)}")
-    root = parser.parse_args(arguments).root
-    if root is None:
-        root = next((folder for folder in IDX_FOLDERS if Path(folder).is_dir()), IDX_FOLDERS[0])
-    arrays = build_mini(root)
-    if checksum(arrays) != MINI_SHA256:
-        raise ZsuError(f"the rebuilt data has another checksum, {checksum(arrays)}", where=str(root))
-    write_atomically(MINI_FILE, lambda path: _save_npz(path, arrays))
-    print(f"{MINI_FILE}: {MINI_FILE.stat().st_size:,} bytes, sha256 of the arrays {MINI_SHA256}")
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with open(path, "wb") as file:  # an open file, because savez adds .npz to a name
-        np.savez_compressed(file, **arrays)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except ZsuError as error:
-        raise SystemExit(f"error: {error}") from None

@@ -8,6 +8,7 @@ import platform
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -40,14 +41,16 @@ def check() -> list[Finding]:
     list of Finding
         Each ``.ok`` or with a ``.remedy``. Nothing is installed or changed; what raises is a finding too.
     """
-    findings = []
-    for look in (python, packages, memory, disk, course, notebooks):
-        try:
-            findings.append(look())
-        except Exception as error:  # whatever a broken installation raises
-            remedy = "install the package anew; for disk: make room, or set TMPDIR"
-            findings.append(Finding(look.__name__, False, f"{type(error).__name__}: {error}", remedy))
-    return findings
+    return [examine(look) for look in (python, packages, memory, disk, course, notebooks)]
+
+
+def examine(look: Callable[[], Finding]) -> Finding:
+    """What one of the functions below finds, or what it raises."""
+    try:
+        return look()
+    except Exception as error:  # whatever a broken installation raises
+        remedy = "install the package anew; for disk: make room, or set TMPDIR"
+        return Finding(look.__name__, False, f"{type(error).__name__}: {error}", remedy)
 
 
 def python() -> Finding:
@@ -62,7 +65,7 @@ def packages() -> Finding:
     needs = [need for need in map(Requirement, importlib.metadata.requires("zsu")) if need.marker is None]  # no extras
     wrong = [str(need) for need in needs if not installed(need)]
     if not wrong:  # do they work?
-        for module in ("plots", "widgets", "comparison"):
+        for module in ("plots", "widgets", "relevance.comparison"):
             import_module(f"zsu.{module}")
     found = f"missing or too old: {', '.join(wrong)}" if wrong else f"{len(needs)} as needed"
     return Finding("packages", not wrong, found, "pip install " + " ".join(f'"{name}"' for name in wrong))
@@ -101,10 +104,8 @@ def course() -> Finding:
     from .scale import scoreboard
 
     begin = time.perf_counter()
-    test, model = data.load().test, models.bundled()
-    for kind in models.BUNDLED_FILES:  # each is whole
-        for seed in range(models.BUNDLED_SEEDS):
-            models.bundled(kind, seed)
+    test = data.load().test
+    model, *_ = [models.bundled(kind, seed) for kind in models.BUNDLED_FILES for seed in range(models.BUNDLED_SEEDS)]
     scoreboard.load()
     target = data.class_index(test, "Trouser")
     x = data.samples(test, target)
@@ -115,10 +116,8 @@ def course() -> Finding:
     forget(model, x, target, "lra-npp")
     explained = time.perf_counter() - start
     device = f"GPU: {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "no GPU, which is fine"
-    found = (
-        f"trousers recognised {before:.0%} before, {after:.0%} after a mask; relevance and cut in {explained:.1f} s; "
-    )
-    found += f"{torch.get_num_threads()} threads, {device}"
+    found = f"trousers recognised {before:.0%} before, {after:.0%} after a mask; relevance and cut in "
+    found += f"{explained:.1f} s; {torch.get_num_threads()} threads, {device}"
     if not (before > 0.9 and after == 0):
         return Finding("course", False, found, "the bundled data or model are not what they were: install zsu anew")
     fast = time.perf_counter() - begin < SECONDS

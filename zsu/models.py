@@ -13,11 +13,13 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+from torch.utils.data import Dataset, Subset
 from torchvision import models as torchvision_models
 
 from . import data
 from .errors import ZsuError
 from .files import write_atomically
+from .inside import logits_of
 
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "models"
 BUNDLED_FILES = {"original": "original-{}.safetensors", "retrained": "retrained-trouser-{}.safetensors"}
@@ -89,27 +91,18 @@ def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
         Unknown `arch`, or a number of classes or channels that it cannot have.
     """
     if classes < 1 or channels not in (1, 3):
-        raise ZsuError(
-            f"a model with {classes} classes and {channels} channels was asked for",
-            where="zsu.models.build",
-            remedy="pass classes >= 1, and channels 1 (grey) or 3 (colour)",
-        )
+        what = f"a model with {classes} classes and {channels} channels was asked for"
+        raise ZsuError(what, where="zsu.models.build", remedy="pass classes >= 1, and channels 1 (grey) or 3 (colour)")
     if arch == "small-cnn":
         return SmallCNN(classes, channels)
     known = torchvision_models.list_models(module=torchvision_models)
     if arch not in known:
         close = difflib.get_close_matches(str(arch).casefold(), ["small-cnn", *known], n=3, cutoff=0.5)
-        raise ZsuError(
-            f"unknown architecture {arch!r}",
-            where="zsu.models.build",
-            remedy=f"did you mean {' or '.join(close)}" if close else "pass small-cnn or a torchvision classifier",
-        )
+        remedy = f"did you mean {' or '.join(close)}" if close else "pass small-cnn or a torchvision classifier"
+        raise ZsuError(f"unknown architecture {arch!r}", where="zsu.models.build", remedy=remedy)
     if channels != 3:
-        raise ZsuError(
-            f"{arch} needs images with 3 channels, not {channels}",
-            where="zsu.models.build",
-            remedy="use small-cnn, or repeat the grey channel in the transform and pass channels=3",
-        )
+        remedy = "use small-cnn, or repeat the grey channel in the transform and pass channels=3"
+        raise ZsuError(f"{arch} needs images with 3 channels, not {channels}", where="zsu.models.build", remedy=remedy)
     return torchvision_models.get_model(arch, weights=None, num_classes=classes)
 
 
@@ -156,16 +149,21 @@ def metadata(path: str | os.PathLike) -> dict:
     ZsuError
         No such file, or not a complete safetensors file.
     """
-    _check_file(path)
+    check_file(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             strings = file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise _damaged(path, error) from error
-    return {key: _json_or_text(text) for key, text in strings.items()}
+        raise damage(path, error) from error
+    return {key: json_or_text(text) for key, text in strings.items()}
 
 
-def _json_or_text(text: str):
+def is_made_with(path: str | os.PathLike, settings: Mapping) -> bool:
+    """Whether there is such a file, and its `metadata` say all that the settings say."""
+    return Path(path).is_file() and settings.items() <= metadata(path).items()
+
+
+def json_or_text(text: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError:  # written by another program
@@ -205,15 +203,15 @@ def load(
     ZsuError
         Missing, damaged or foreign file, pickled code, or a checkpoint of another architecture.
     """
-    about, state = _read(path, trusted)
+    about, state = read(path, trusted)
     if isinstance(state, nn.Module):
         return state.eval()
     arch = arch or about.get("arch", "small-cnn")
-    classes = classes or about.get("classes") or _guess_classes(state)
-    channels = channels or about.get("channels") or _guess_channels(state)
+    classes = classes or about.get("classes") or guess_classes(state)
+    channels = channels or about.get("channels") or guess_channels(state)
     with torch.random.fork_rng(devices=[]):  # building draws random weights, soon overwritten
         model = build(arch, classes, channels)
-    _check_same_shapes(model, state, arch, path)
+    check_same_shapes(model, state, arch, path)
     model.load_state_dict(state)
     return model.eval()
 
@@ -226,23 +224,23 @@ def read_state(path: str | os.PathLike, *, trusted: bool = False) -> tuple[dict,
     ZsuError
         Missing, damaged or foreign file, or pickled code that is not trusted.
     """
-    about, state = _read(path, trusted)
+    about, state = read(path, trusted)
     return about, state.state_dict() if isinstance(state, nn.Module) else state
 
 
-def _read(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
-    _check_file(path)
-    if _is_safetensors(path):
-        return metadata(path), _read_safetensors(path)
-    return {}, _read_torch(path, trusted)
+def read(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
+    if is_safetensors(path):
+        return metadata(path), read_safetensors(path)
+    return {}, read_torch(path, trusted)
 
 
-def _check_file(path: str | os.PathLike) -> None:
+def check_file(path: str | os.PathLike) -> None:
     if not Path(path).is_file():
         raise ZsuError("there is no such file", where=str(path), remedy="check the path of the checkpoint")
 
 
-def _damaged(path: str | os.PathLike, error: Exception) -> ZsuError:
+def damage(path: str | os.PathLike, error: Exception) -> ZsuError:
+    """What to raise for a file that cannot be read to its end."""
     first_line = str(error).partition("\n")[0]
     return ZsuError(
         f"this is not a complete checkpoint ({type(error).__name__}: {first_line})",
@@ -251,20 +249,21 @@ def _damaged(path: str | os.PathLike, error: Exception) -> ZsuError:
     )
 
 
-def _is_safetensors(path: str | os.PathLike) -> bool:
+def is_safetensors(path: str | os.PathLike) -> bool:
     """Whether the file begins as safetensors do: eight bytes of header length, then JSON."""
+    check_file(path)
     with open(path, "rb") as file:
         return Path(path).suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
-def _read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except safetensors.SafetensorError as error:
-        raise _damaged(path, error) from error
+        raise damage(path, error) from error
 
 
-def _read_torch(path: str | os.PathLike, trusted: bool) -> dict[str, torch.Tensor] | nn.Module:
+def read_torch(path: str | os.PathLike, trusted: bool) -> dict[str, torch.Tensor] | nn.Module:
     """The state dict in a file of ``torch.save``, or the whole model if that was saved and is trusted."""
     with open(path, "rb") as file:
         if file.read(2) not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as old versions of PyTorch wrote
@@ -273,41 +272,36 @@ def _read_torch(path: str | os.PathLike, trusted: bool) -> dict[str, torch.Tenso
         content = torch.load(path, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
         if trusted:
-            raise _damaged(path, error) from error
-        raise ZsuError(
-            "this checkpoint needs pickled code, which could run anything, and was not read",
-            where=str(path),
-            remedy="ask for a state dict, or pass trusted=True if you trust whoever made the file",
-        ) from error
+            raise damage(path, error) from error
+        what = "this checkpoint needs pickled code, which could run anything, and was not read"
+        remedy = "ask for a state dict, or pass trusted=True if you trust whoever made the file"
+        raise ZsuError(what, where=str(path), remedy=remedy) from error
     except Exception as error:  # a damaged file, or code that is not installed here, fails in many ways
-        raise _damaged(path, error) from error
+        raise damage(path, error) from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), (dict, nn.Module)):
             content = content[key]
     if isinstance(content, nn.Module):
         return content
     if not isinstance(content, dict) or not content or not all(isinstance(t, torch.Tensor) for t in content.values()):
-        raise ZsuError(
-            f"the checkpoint holds a {type(content).__name__} but no state dict",
-            where=str(path),
-            remedy="save it with torch.save(model.state_dict(), path)",
-        )
+        what = f"the checkpoint holds a {type(content).__name__} but no state dict"
+        raise ZsuError(what, where=str(path), remedy="save it with torch.save(model.state_dict(), path)")
     return content
 
 
-def _guess_classes(state: dict[str, torch.Tensor]) -> int:
+def guess_classes(state: dict[str, torch.Tensor]) -> int:
     """Rows of the last matrix, which is the head in most models; 10 where there is none."""
     rows = [t.shape[0] for name, t in state.items() if name.endswith("weight") and t.ndim == 2]
     return rows[-1] if rows else 10
 
 
-def _guess_channels(state: dict[str, torch.Tensor]) -> int:
+def guess_channels(state: dict[str, torch.Tensor]) -> int:
     """Input channels of the first convolution; 3 where there is none."""
     channels = [t.shape[1] for t in state.values() if t.ndim == 4]
     return channels[0] if channels and channels[0] in (1, 3) else 3
 
 
-def _check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: str, path: str | os.PathLike) -> None:
+def check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: str, path: str | os.PathLike) -> None:
     expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in state.items()}
     differing = [name for name in expected | found if expected.get(name) != found.get(name)]
@@ -316,15 +310,19 @@ def _check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: s
             f"{name}: {found.get(name, 'absent')} in the file, {expected.get(name, 'absent')} in the model"
             for name in differing[:3]
         )
-        raise ZsuError(
-            f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}",
-            where=str(path),
-            remedy="pass the arch, classes and channels that it was trained with",
-        )
+        what = f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}"
+        raise ZsuError(what, where=str(path), remedy="pass the arch, classes and channels that it was trained with")
+
+
+def count_outputs(model: nn.Module, dataset: Dataset, where: str) -> int:
+    """How many logits a model has for an image of a data set; `ZsuError` where it does not take such images."""
+    x, _ = next(data.batches(Subset(dataset, [0])))
+    with torch.no_grad():
+        return logits_of(model, x, where).shape[1]
 
 
 def bundled(kind: str = "original", seed: int = 0) -> SmallCNN:
-    """A model that ships with zsu, trained by ``python -m zsu.training`` on ``fashion-mini``.
+    """A model that ships with zsu, trained by ``benchmarks/assets.py`` on ``fashion-mini``.
 
     Parameters
     ----------
@@ -350,11 +348,9 @@ def bundled(kind: str = "original", seed: int = 0) -> SmallCNN:
 def bundled_path(kind: str = "original", seed: int = 0) -> Path:
     """The file of `bundled`, for `metadata`: accuracies and how the model was trained."""
     if kind not in BUNDLED_FILES or seed not in range(BUNDLED_SEEDS):
-        raise ZsuError(
-            f"no bundled model is called {kind!r} with seed {seed!r}",
-            where="zsu.models.bundled",
-            remedy=f"pass one of {', '.join(BUNDLED_FILES)}, and a seed from 0 to {BUNDLED_SEEDS - 1}",
-        )
+        what = f"no bundled model is called {kind!r} with seed {seed!r}"
+        remedy = f"pass one of {', '.join(BUNDLED_FILES)}, and a seed from 0 to {BUNDLED_SEEDS - 1}"
+        raise ZsuError(what, where="zsu.models.bundled", remedy=remedy)
     return BUNDLED_FOLDER / BUNDLED_FILES[kind].format(seed)
 
 
@@ -387,10 +383,25 @@ def references(name: str | int, folder: str | os.PathLike = "references") -> lis
     if not files:
         return []
     wanted = {"arch": "small-cnn", "exclude": [target], "epochs": metadata(bundled_path())["epochs"]}
-    wanted["data_sha256"] = data.content_hash(fashion)
+    wanted["data_sha256"] = data.bundled_hash()
     for file in files:
-        if not wanted.items() <= metadata(file).items():
+        if not is_made_with(file, wanted):
             what = f"this is no small CNN trained on fashion-mini without {name} for {wanted['epochs']} epochs"
             remedy = f"move the folder away and run `zsu references --class {name!r}`, or name it in --references"
             raise ZsuError(what, where=str(file), remedy=remedy)
     return [load(file) for file in files]
+
+
+def load_folder(folder: str | os.PathLike, arch: str | None = None, *, trusted: bool = False) -> list[nn.Module]:
+    """Every checkpoint in a folder, by name, as `load` reads it; patches, which `zsu.Patch.save` wrote, are left out.
+
+    Raises
+    ------
+    ZsuError
+        There are none, or one of them cannot be read.
+    """
+    files = [p for p in sorted(Path(folder).glob("*")) if p.suffix in (".safetensors", ".pt", ".pth")]
+    found = [load(p, arch, trusted=trusted) for p in files if not (is_safetensors(p) and "zsu_patch" in metadata(p))]
+    if not found:
+        raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu references`")
+    return found

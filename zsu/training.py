@@ -1,12 +1,12 @@
-"""Training and retraining from scratch, seeded; ``python -m zsu.training`` makes the models that ship."""
+"""Training and retraining from scratch, seeded; and once only, so that what was interrupted goes on."""
 
 from __future__ import annotations
 
-import argparse
 import math
-import shutil
+import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from . import data, models
 from .errors import ZsuError, check_count
-from .files import write_atomically
+from .files import check_settings, make_folder
+from .inside import placed
 
 EPOCHS = 8
 BATCH_SIZE = 80
@@ -82,34 +83,30 @@ def train(
     if not 0 < lr < math.inf:
         raise ZsuError(f"the learning rate is {lr!r}", where="zsu.training.train", remedy="pass lr > 0")
     if isinstance(factory, nn.Module) or not callable(factory):
-        raise ZsuError(
-            f"training starts from a fresh model, but a {type(factory).__name__} was given",
-            where="zsu.training.train",
-            remedy="pass a function that builds the model, such as SmallCNN without parentheses",
-        )
+        what = f"training starts from a fresh model, but a {type(factory).__name__} was given"
+        remedy = "pass a function that builds the model, such as SmallCNN without parentheses"
+        raise ZsuError(what, where="zsu.training.train", remedy=remedy)
     if exclude is not None:
         dataset = without_class(dataset, exclude)
     if len(data.targets(dataset)) == 0:
         raise ZsuError("there are no images to train on", where="zsu.training.train")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        model = _place(factory(), device)
-        _check_fits(model, dataset)
-        _fit(model, dataset, epochs, batch_size, lr, seed, progress)
+        model = move(factory(), device)
+        check_outputs(model, dataset)
+        fit(model, dataset, epochs, batch_size, lr, seed, progress)
     return model.eval()
 
 
-def _fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: float, seed: int, progress: bool):
+def fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: float, seed: int, progress: bool) -> None:
+    """The training loop of `train`, in one process or in several."""
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, len(dataset) // batch_size)
     batch_size = min(batch_size, len(dataset))
     rank, world = process()
     if world > batch_size:
-        raise ZsuError(
-            f"{world} processes cannot share batches of {batch_size}",
-            where="zsu.training.train",
-            remedy="use fewer processes or a greater batch_size",
-        )
+        what = f"{world} processes cannot share batches of {batch_size}"
+        raise ZsuError(what, where="zsu.training.train", remedy="use fewer processes or a greater batch_size")
     together = DistributedDataParallel(model) if world > 1 else model
     if rank > 0:
         torch.manual_seed(seed + rank)  # other dropout on each share
@@ -123,7 +120,7 @@ def _fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: f
             share = order.reshape(steps, batch_size)[:, rank::world]  # (steps B,) -> (steps, B) -> (steps, share)
             total = torch.zeros((), device=device)
             for x, y in data.batches(Subset(dataset, share.flatten().tolist()), share.shape[1]):
-                output = together(x.to(device))
+                output = together(placed(x, model))
                 logits = getattr(output, "logits", output)  # Inception and GoogLeNet return more in train mode
                 # The gradients of all processes are averaged: weighted so, that is the gradient of the whole batch.
                 loss = F.cross_entropy(logits, y.to(device)) * (len(y) * world / batch_size)
@@ -163,24 +160,76 @@ def without_class(dataset: Dataset, cls: int | str | Sequence[int | str]) -> Sub
     kept = ~torch.isin(data.targets(dataset), excluded)
     lacking = ~torch.isin(excluded, data.targets(dataset))
     if lacking.any() or not kept.any():
-        raise ZsuError(
-            f"class {cls!r} cannot be left out: the data has {'none' if lacking.any() else 'only images'} of it",
-            where="zsu.training.train",
-            remedy=f"images by class: {data.histogram(dataset)}",
-        )
+        what = f"class {cls!r} cannot be left out: the data has {'none' if lacking.any() else 'only images'} of it"
+        raise ZsuError(what, where="zsu.training.train", remedy=f"images by class: {data.histogram(dataset)}")
     return Subset(dataset, kept.nonzero()[:, 0].tolist())  # (M, 1) -> (M,)
 
 
-def kept(path: Path, settings: dict, make: Callable[[], nn.Module]) -> None:
-    """Have a model in a file: `make` it where there is none with these settings, and note the seconds that it took."""
-    if is_finished(path, settings):
+def train_once(path: Path, settings: dict, make: Callable[[], nn.Module]) -> None:
+    """Have a model with these settings in a file: `make` it where it is not there yet.
+
+    All settings are kept in its metadata, and the seconds that it took, and in how many processes. In a process group
+    the first process says whether it is there, all make it together, and the first one writes it.
+    """
+    rank, world = process()
+    there = [models.is_made_with(path, settings)]
+    if world > 1:
+        distributed.broadcast_object_list(there)
+    if there[0]:
         return
     started = time.perf_counter()
     model = make()
-    models.save(model, path, **settings, seconds=round(time.perf_counter() - started, 1))
+    if rank == 0:
+        models.save(model, path, **settings, seconds=round(time.perf_counter() - started, 2), world=world)
 
 
-def _place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+def train_references(
+    folder: str | os.PathLike,
+    splits: data.Splits,
+    exclude: Sequence[int | str],
+    number: int,
+    arch: str,
+    epochs: int = EPOCHS,
+    size: int | None = None,
+) -> None:
+    """Train models without some classes into a folder, FOLDER/SEED.safetensors; those that are there stay.
+
+    Parameters
+    ----------
+    folder : path
+        Made where it is missing; settings.json in it says how its models were trained.
+    splits : Splits
+        Whose training part they see, but for the classes.
+    exclude : list of int or str
+        The classes.
+    number : int
+        How many models, with seeds from 0 on.
+    arch : str
+        As in `zsu.models.build`.
+    epochs : int
+    size : int, optional
+        That the images were resized to, to be kept in the metadata.
+
+    Raises
+    ------
+    ZsuError
+        As `train`; the folder holds models of other settings.
+    """
+    names, (image, _) = data.classes(splits.train), splits.train[0]
+    settings = {
+        "arch": arch, "classes": len(names), "channels": image.shape[0], "class_names": names, "epochs": epochs,
+        "exclude": data.class_indices(splits.train, exclude), "data_sha256": data.content_hash(splits), "size": size,
+    }  # fmt: skip
+    make_folder(folder)
+    check_settings(Path(folder) / "settings.json", settings)
+    build = partial(models.build, arch, len(names), image.shape[0])
+    make = partial(train, build, splits.train, exclude=exclude, epochs=epochs)
+    for seed in tqdm(range(number), desc="references", unit="model"):
+        train_once(Path(folder) / f"{seed}.safetensors", settings | {"seed": seed}, partial(make, seed=seed))
+
+
+def move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """A model to its device, if there is one; what is no model is refused."""
     if not isinstance(model, nn.Module):
         raise ZsuError(f"the factory returned a {type(model).__name__}, no model", where="zsu.training.train")
     try:
@@ -189,30 +238,12 @@ def _place(model: nn.Module, device: str | torch.device | None) -> nn.Module:
         raise ZsuError(f"cannot use device {device!r} ({error})", where="zsu.training.train") from error
 
 
-def _check_fits(model: nn.Module, dataset: Dataset) -> None:
-    """Send one image through the model, so that a misfit is told before training."""
-    x, _ = next(data.batches(Subset(dataset, [0])))
-    classes = len(data.classes(dataset))
-    try:
-        with torch.no_grad():
-            logits = model.eval()(x.to(next(model.parameters()).device))
-    except RuntimeError as error:
-        raise ZsuError(
-            f"the model does not take images of shape {tuple(x.shape[1:])} ({error})",
-            where="zsu.training.train",
-            remedy="build it for these channels, or change the images with a transform",
-        ) from error
-    if logits.ndim != 2 or logits.shape[1] < classes:
-        raise ZsuError(
-            f"the model's output has shape {tuple(logits.shape)}, but there are {classes} classes",
-            where="zsu.training.train",
-            remedy="build it with one logit for each class",
-        )
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The models that ship
-# ---------------------------------------------------------------------------------------------------------
+def check_outputs(model: nn.Module, dataset: Dataset) -> None:
+    """`ZsuError` before training unless the model takes the images and has a logit for each class."""
+    outputs, classes = models.count_outputs(model.eval(), dataset, "zsu.training.train"), len(data.classes(dataset))
+    if outputs < classes:
+        what, remedy = f"the model has {outputs} outputs, but there are {classes} classes", "build it with one for each"
+        raise ZsuError(what, where="zsu.training.train", remedy=remedy)
 
 
 def class_accuracies(model: nn.Module, dataset: Dataset, cls: int | str) -> tuple[float, float]:
@@ -225,76 +256,9 @@ def class_accuracies(model: nn.Module, dataset: Dataset, cls: int | str) -> tupl
     """
     of_class = data.targets(dataset) == data.class_index(dataset, cls)
     if of_class.all() or not of_class.any():
-        raise ZsuError(
-            f"accuracy needs images of class {cls!r} and of others",
-            where="zsu.training.class_accuracies",
-            remedy=f"images by class: {data.histogram(dataset)}",
-        )
-    device = next(model.parameters()).device
+        what = f"accuracy needs images of class {cls!r} and of others"
+        remedy = f"images by class: {data.histogram(dataset)}"
+        raise ZsuError(what, where="zsu.training.class_accuracies", remedy=remedy)
     with torch.no_grad():
-        right = torch.cat([model(x.to(device)).argmax(1).cpu() == y for x, y in data.batches(dataset)])
+        right = torch.cat([model(placed(x, model)).argmax(1).cpu() == y for x, y in data.batches(dataset)])
     return right[of_class].double().mean().item(), right[~of_class].double().mean().item()
-
-
-def train_bundled(kind: str, seed: int, splits: data.Splits, path: Path) -> None:
-    """Train one of the models that ship and write it to `path` with what was measured on the way."""
-    settings = _settings(kind, seed)
-    start = time.perf_counter()
-    model = train(
-        models.SmallCNN, splits.train, exclude=settings["exclude"], epochs=EPOCHS, batch_size=BATCH_SIZE,
-        lr=LEARNING_RATE, seed=seed, progress=False,
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
-    at_test, ag_test = class_accuracies(model, splits.test, models.BUNDLED_WITHOUT)
-    at_train, ag_train = class_accuracies(model, splits.train, models.BUNDLED_WITHOUT)
-    models.save(
-        model, path, **settings, class_names=data.FASHION_CLASSES, forget_class=models.BUNDLED_WITHOUT,
-        test_accuracy=0.1 * at_test + 0.9 * ag_test,  # the forget class is a tenth of the test split
-        at_test=at_test, ag_test=ag_test, at_train=at_train, ag_train=ag_train,
-        seconds=round(seconds, 1), threads=torch.get_num_threads(), torch=torch.__version__,
-    )  # fmt: skip
-
-
-def _settings(kind: str, seed: int) -> dict:
-    """All that decides a model that ships."""
-    return {
-        "data": "fashion-mini", "data_sha256": data.MINI_SHA256, "seed": seed,
-        "exclude": models.BUNDLED_WITHOUT if kind == "retrained" else None,
-        "epochs": EPOCHS, "batch_size": BATCH_SIZE, "lr": LEARNING_RATE,
-    }  # fmt: skip
-
-
-def is_finished(path: Path, settings: dict) -> bool:
-    """Whether the file holds a model that was made with these settings."""
-    return path.is_file() and settings.items() <= models.metadata(path).items()
-
-
-def make_bundled(splits: data.Splits, work: Path) -> None:
-    """Train all models that ship, except those finished in the folder `work`; then move them into place."""
-    wanted = [(kind, seed) for kind in models.BUNDLED_FILES for seed in range(models.BUNDLED_SEEDS)]
-    for kind, seed in tqdm(wanted, desc="models", unit="model"):
-        path = work / models.bundled_path(kind, seed).name
-        if not is_finished(path, _settings(kind, seed)):
-            train_bundled(kind, seed, splits, path)
-    for place in [models.bundled_path(kind, seed) for kind, seed in wanted]:
-        place.parent.mkdir(exist_ok=True)
-        write_atomically(place, lambda temporary, place=place: shutil.move(work / place.name, temporary))
-        about = models.metadata(place)
-        print(f"{place.name}: test accuracy {about['test_accuracy']:.4f}, {about['seconds']} s")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """``python -m zsu.training [--work DIR]``: make the models in zsu/assets/models again."""
-    parser = argparse.ArgumentParser(prog="python -m zsu.training", description="Train the models that ship.")
-    parser.add_argument("--work", type=Path, default=Path("_build/models"),
-                        help="keeps finished models, so that an interrupted run can go on")  # fmt: skip
-    work = parser.parse_args(arguments).work
-    work.mkdir(parents=True, exist_ok=True)
-    make_bundled(data.load("fashion-mini"), work)
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except ZsuError as error:
-        raise SystemExit(f"error: {error}") from None

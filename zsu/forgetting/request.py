@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..data import batches, classes, histogram, targets
+from ..data import batches, classes, counts, histogram, samples, targets
 from ..errors import ZsuError, is_integer, warn
-from ..inside import logits_of
+from ..inside import logits_of, placed
 from ..relevance.explanation import check_input, check_logits, check_model, forward, output_weights
 from .methods import BiasShift, HeadNpp, LraNpp, Mask, Method, Paths, Random, Zeroed, no_rows
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
@@ -128,11 +128,11 @@ def forget(
     method = as_method(method, options, retained is not None)
     check_retained(method, retained, [c for _, c in several])
     started = time.perf_counter()
-    unrecognised = sum(count_unrecognised(answers(model, samples), c) for samples, c in several)
+    unrecognised = sum(count_unrecognised(answers(model, s), c) for s, c in several)
     if retained is not None:
         check_fits(model, retained)
     edited = copy.deepcopy(model).requires_grad_(True)  # methods that train change frozen parameters too
-    edits = [method.edit(edited, samples, c, retained, seed) for samples, c in several]
+    edits = [method.edit(edited, s, c, retained, seed) for s, c in several]
     for p, original in zip(edited.parameters(), model.parameters(), strict=True):
         p.requires_grad_(original.requires_grad)
     patch = Patch.between(model, edited)
@@ -260,12 +260,30 @@ def count_unrecognised(logits: Tensor, target: int) -> int:
     return wrong
 
 
-def samples_hash(samples: list[Tensor]) -> str:
-    """sha256 over the bytes of the samples, as float32."""
+def samples_hash(several: list[Tensor]) -> str:
+    """sha256 over the bytes of the samples of each class, as float32."""
     digest = hashlib.sha256()
-    for x in samples:
+    for x in several:
         digest.update(x.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def count_seen(patch: Patch, model: nn.Module, test: Dataset) -> int:
+    """How many test images of each class an edit has seen: those that `samples` draws, if their hash is the same.
+
+    Warns where that cannot be told; training images, which methods of tier T2 and above see, are in no test.
+    """
+    about = patch.metadata
+    if "unseen" in about:
+        return about["unseen"]
+    number, *others = set(about.get("samples", [0]))
+    if not others and 0 < number < counts(test)[about["target"][0]]:
+        drawn = [placed(samples(test, c, number, about["seed"]), model) for c in about["target"]]
+        if samples_hash(drawn) == about["samples_sha256"]:
+            return number
+    if about.get("tier", "T1") in ("T0", "T1") or about.get("method") == "paths":
+        warn("which images the edit has seen is not known: they may be among those of the test")
+    return 0
 
 
 def as_json(options: dict) -> dict:

@@ -4,15 +4,13 @@ What is theirs and what is not: the architectures, data sets, forgotten classes 
 neurons are those of the authors' repository (github.com/ChangWenhan/LRA-NPP-Unlearning). Training is `zsu.training`'s
 (Adam, one cycle), the same for the original and the retrained model; the samples that forgetting starts from are
 unseen ones, of the test split. Where a network starts from ImageNet weights, so does the retrained one: in the row
-``imagenet-mini-vgg16`` these weights have seen the class, and the reference is only retrained without it, not free of
-it.
+``imagenet-mini-vgg16`` these have seen the class, and the reference is only retrained without it, not free of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 import torchvision
 from scipy import stats
@@ -42,29 +39,27 @@ PAPERS = "lra-npp"  # the method that the others are compared with
 SAMPLES = 36  # unseen ones of the class, as in the authors' repository
 MEASURES = ["at_test", "ag_test", "at_train", "ag_train"]
 AGES = "abcdefgh"  # MUFAC's age classes: 0-6, 7-12, 13-19, 20-30, 31-45, 46-55, 56-66, 67-80 years
-PUBLISHED = (
-    "authors' repository, results of March 2026 (commit 1a00959), accuracies on the training set, mean over 5 seeds"
-)
+PUBLISHED = "authors' repository, March 2026 (commit 1a00959), accuracies on the training set, mean over 5 seeds"
 
 # --- data -----------------------------------------------------------------------------------------------------
 
 
-def plain(size: int) -> Callable | None:
+def pixels(size: int) -> Callable | None:
     """Pixels in [0, 1] of 28 x 28 images as they are, others resized."""
     return None if size == 28 else transforms.Compose([transforms.Resize((size, size)), transforms.ToTensor()])
 
 
-def squeezed(size: int) -> Callable:
+STANDARD = [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
+
+
+def whole(size: int) -> Callable:
     """The whole image, resized to a square, with the mean and standard deviation of ImageNet."""
     return transforms.Compose([transforms.Resize((size, size)), *STANDARD])
 
 
-def cropped(size: int) -> Callable:
+def middle(size: int) -> Callable:
     """The middle of the image: its short side is resized to 8/7 of the size (256 for 224)."""
     return transforms.Compose([transforms.Resize(size * 8 // 7), transforms.CenterCrop(size), *STANDARD])
-
-
-STANDARD = [transforms.ToTensor(), transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
 
 def load_named(name: str, folder: Path, transform: Callable | None) -> Splits:
@@ -72,7 +67,7 @@ def load_named(name: str, folder: Path, transform: Callable | None) -> Splits:
     return data.load(name, folder, download=False, transform=transform)
 
 
-def load_folders(folder: Path, transform: Callable) -> Splits:
+def load_folder(folder: Path, transform: Callable) -> Splits:
     """DIR/train/CLASS/* and DIR/val/CLASS/* or DIR/test/CLASS/*."""
     return data.load(folder, transform=transform)
 
@@ -120,7 +115,7 @@ class Faces(Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self.transform(data._open_image(self.paths[i])), self.targets[i]
+        return self.transform(data.open_image(self.paths[i])), self.targets[i]
 
 
 # --- the five rows --------------------------------------------------------------------------------------------
@@ -149,23 +144,23 @@ class Row(NamedTuple):
 
 ROWS = {
     "mnist-cnn": Row(
-        partial(load_named, "mnist"), plain, 28, 1, None, "", k=50, perturbed=80, epochs=5, lr=1e-3, batch_size=64,
+        partial(load_named, "mnist"), pixels, 28, 1, None, "", k=50, perturbed=80, epochs=5, lr=1e-3, batch_size=64,
         published={"retrain": (0.00, 0.00, 98.74, 0.09), "lra-npp": (1.55, 0.82, 98.40, 0.04)},
     ),
     "cifar10-resnet50": Row(
-        partial(load_named, "cifar10"), squeezed, 224, 9, "resnet50", "fc.", k=200, perturbed=400, epochs=10, lr=1e-4,
+        partial(load_named, "cifar10"), whole, 224, 9, "resnet50", "fc.", k=200, perturbed=400, epochs=10, lr=1e-4,
         batch_size=32, published={"retrain": (0.00, 0.00, 97.76, 0.20), "lra-npp": (5.26, 4.51, 97.62, 0.31)},
     ),
     "cifar100-resnet50": Row(
-        partial(load_named, "cifar100"), squeezed, 224, 0, "resnet50", "fc.", k=150, perturbed=250, epochs=10, lr=1e-4,
+        partial(load_named, "cifar100"), whole, 224, 0, "resnet50", "fc.", k=150, perturbed=250, epochs=10, lr=1e-4,
         batch_size=64, published={"retrain": (0.00, 0.00, 91.92, 0.17), "lra-npp": (0.00, 0.00, 96.86, 0.10)},
     ),
     "imagenet-mini-vgg16": Row(
-        load_folders, cropped, 224, "n01734418", "vgg16", "classifier.6.", k=150, perturbed=400, epochs=10, lr=1e-4,
+        load_folder, middle, 224, "n01734418", "vgg16", "classifier.6.", k=150, perturbed=400, epochs=10, lr=1e-4,
         batch_size=32, published={"retrain": (0.00, 0.00, 83.68, 0.92), "lra-npp": (0.59, 1.32, 83.08, 0.04)},
     ),
     "mufac-vit": Row(
-        load_mufac, squeezed, 224, 0, "vit_b_16", "heads.", k=400, perturbed=600, epochs=10, lr=1e-4, batch_size=64,
+        load_mufac, whole, 224, 0, "vit_b_16", "heads.", k=400, perturbed=600, epochs=10, lr=1e-4, batch_size=64,
         published={"retrain": (0.00, 0.00, 90.38, 3.30), "lra-npp": (7.19, 1.52, 86.12, 0.00)},
     ),
 }  # fmt: skip
@@ -238,7 +233,7 @@ def run(
     device : str, optional
         Default: the GPU if there is one.
     methods : sequence of str
-        Of `forget`, without those that need more than a few samples. ``"lra-npp"`` must be there for `statistics`.
+        Of `forget`, without those that need more than a few samples. `statistics` compares with ``"lra-npp"``.
     progress : bool
         Show progress bars.
 
@@ -251,8 +246,7 @@ def run(
     Raises
     ------
     ZsuError
-        Unknown row, missing or damaged data, `out` holds the results of other settings, fewer than two test images of
-        the class.
+        Unknown row, missing or damaged data, results of other settings in `out`, fewer than two images to test.
 
     Warns
     -----
@@ -270,13 +264,15 @@ def run(
     pretrained = imagenet_weights(row.arch)
     make_folder(out)
     check_settings(out / "settings.json", settings(name, row, splits, pretrained is not None, methods))
+    if device is None:  # of several cards, this process's
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     with tqdm(total=3 * seeds, desc=name, unit="step", disable=not progress) as bar:
         if not train_all(row, splits, pretrained, out, seeds, device, bar):
             return None
         for seed in range(seeds):
             path = out / f"audit-{seed}.csv"
             if not path.exists():
-                frame = audit_seed(row, splits, out, seed, device or default_device(), methods, progress)
+                frame = audit_seed(row, splits, out, seed, device, methods, progress)
                 write_atomically(path, partial(frame.to_csv, index=False))
             bar.update()
     frames = [pd.read_csv(out / f"audit-{seed}.csv", dtype={"note": str}) for seed in range(seeds)]
@@ -294,47 +290,30 @@ def settings(name: str, row: Row, splits: Splits, pretrained: bool, methods: Seq
             files = part.paths if isinstance(part, Faces) else [path for path, _ in part.samples]
             digest.update(repr([(Path(f).name, os.path.getsize(f)) for f in files]).encode())
     plain_data = {key: value for key, value in row._asdict().items() if isinstance(value, (int, float, str))}
-    return {"row": name, "data": digest.hexdigest(), "classes": data.classes(splits.train), **plain_data,
-            "pretrained": pretrained, "methods": list(methods)}  # fmt: skip
+    found = {"row": name, "data": digest.hexdigest(), "classes": data.classes(splits.train), "pretrained": pretrained}
+    return found | plain_data | {"methods": list(methods)}
 
 
-def default_device() -> str:
-    """The GPU if there is one; of several, this process's."""
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-
-
-def train_all(
-    row: Row, splits: Splits, pretrained: dict | None, out: Path, seeds: int, device: str | None, bar: tqdm
-) -> bool:
+def train_all(row: Row, splits: Splits, pretrained: dict | None, out: Path, seeds: int, device: str, bar: tqdm) -> bool:
     """Train what is not there yet, together with the other processes of torchrun; whether this one is the first."""
-    missing = [(kind, s) for s in range(seeds) for kind in ("original", "retrained")
-               if not model_path(out, kind, s).exists()]  # fmt: skip
-    bar.update(2 * seeds - len(missing))
     grouped = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not distributed.is_initialized()
     if grouped:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    factory = partial(build, row, len(data.classes(splits.train)), row.size, pretrained)
+    recipe = {"epochs": row.epochs, "batch_size": row.batch_size, "lr": row.lr, "device": device}
+    train = partial(training.train, factory, splits.train, **recipe, progress=not bar.disable)
     try:
-        rank, world = training.process()
-        if world > 1:
-            distributed.broadcast_object_list(shared := [missing])  # the first process knows
-            (missing,) = shared
-        for kind, seed in missing:
-            started = time.perf_counter()
-            model = training.train(
-                lambda: build(row, len(data.classes(splits.train)), row.size, pretrained), splits.train,
-                exclude=row.target if kind == "retrained" else None, epochs=row.epochs, batch_size=row.batch_size,
-                lr=row.lr, seed=seed, device=device or default_device(), progress=not bar.disable,
-            )  # fmt: skip
-            if rank == 0:
-                seconds = round(time.perf_counter() - started, 2)
-                models.save(model, model_path(out, kind, seed), arch=row.arch, seed=seed, seconds=seconds, world=world)
-            bar.update()
+        for seed in range(seeds):
+            for kind, exclude in (("original", None), ("retrained", row.target)):
+                make = partial(train, exclude=exclude, seed=seed)
+                training.train_once(model_path(out, kind, seed), {"arch": row.arch, "seed": seed}, make)
+                bar.update()
+        return training.process()[0] == 0
     finally:
         if grouped:
             distributed.destroy_process_group()
-    return rank == 0
 
 
 def model_path(out: Path, kind: str, seed: int) -> Path:
@@ -346,7 +325,7 @@ def load_model(row: Row, splits: Splits, path: Path, device: str) -> nn.Module:
     """One of the trained models, in eval mode."""
     with torch.random.fork_rng(devices=[]):  # building draws random weights, soon overwritten
         model = build(row, len(data.classes(splits.train)), row.size, None)
-    model.load_state_dict(safetensors.torch.load_file(path))
+    model.load_state_dict(models.read_state(path)[1])
     return model.to(device).eval()
 
 
@@ -411,13 +390,13 @@ def statistics(frame: pd.DataFrame) -> pd.DataFrame:
             row = {"measure": measure, "model": model, "seeds": len(own), "mean": own.mean() if len(own) else np.nan,
                    "sd": own.std(ddof=1) if len(own) > 1 else np.nan, "low": low, "high": high}  # fmt: skip
             if model != PAPERS and PAPERS in values:
-                row |= compared(*values[[model, PAPERS]].dropna().to_numpy().T)
+                row |= comparison(*values[[model, PAPERS]].dropna().to_numpy().T)
             rows.append(row)
     columns = ["measure", "model", "seeds", "mean", "sd", "low", "high", "difference", "t_p", "wilcoxon_p", "cliff"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def compared(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Mean difference, p of two paired tests, and Cliff's delta of (n,) and (n,) values of the same seeds."""
     if len(a) == 0:
         return {}
@@ -434,24 +413,25 @@ def cliffs_delta(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sign(a[:, None] - b).mean())  # (n, 1) - (m,) -> (n, m)
 
 
-def bootstrap(values: np.ndarray, draws: int = 10_000) -> tuple[float, float]:
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
     """Percentile interval, 95 %, of the mean (Efron 1979); NaN for fewer than two values."""
     if len(values) < 2:
         return np.nan, np.nan
-    means = np.random.default_rng(0).choice(values, (draws, len(values))).mean(1)
-    return tuple(np.quantile(means, [0.025, 0.975]).tolist())
+    rng = np.random.default_rng(0)
+    found = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", random_state=rng)
+    return tuple(map(float, found.confidence_interval))
 
 
-def printed(name: str, frame: pd.DataFrame) -> str:
+def as_text(name: str, frame: pd.DataFrame) -> str:
     """The results of `run` as plain text: accuracies in percent, the published ones beside them, and the statistics."""
     numbers = statistics(frame)
-    ours = numbers.assign(text=[shown(100 * m, 100 * s) for m, s in zip(numbers["mean"], numbers["sd"], strict=True)])
+    ours = numbers.assign(text=[number(100 * m, 100 * s) for m, s in zip(numbers["mean"], numbers["sd"], strict=True)])
     table = ours.pivot(index="model", columns="measure", values="text").loc[frame["model"].unique(), MEASURES]
     published = ROWS[name].published
     for i, measure in enumerate(("at_train", "ag_train")):
-        beside = {m: shown(*p[2 * i : 2 * i + 2]) for m, p in published.items()}
+        beside = {m: number(*p[2 * i : 2 * i + 2]) for m, p in published.items()}
         table[f"published {measure}"] = [beside.get("lra-npp" if m == "head-npp" else m, "") for m in table.index]
-    table["seconds"] = frame.groupby("model")["seconds"].mean().map(shown)
+    table["seconds"] = frame.groupby("model")["seconds"].mean().map(number)
     table.columns.name = table.index.name = None
     numbers.loc[:, ["mean", "sd", "low", "high", "difference"]] *= 100
     compared = numbers.to_string(index=False, float_format="{:.3f}".format, na_rep="")
@@ -467,6 +447,6 @@ def printed(name: str, frame: pd.DataFrame) -> str:
     )
 
 
-def shown(mean: float, sd: float = np.nan) -> str:
+def number(mean: float, sd: float = np.nan) -> str:
     """A number, with its standard deviation if there is one; nothing for NaN."""
     return "" if np.isnan(mean) else f"{mean:.2f}" if np.isnan(sd) else f"{mean:.2f} ± {sd:.2f}"

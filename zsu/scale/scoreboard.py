@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .. import training
 from ..errors import ZsuError
 from ..evaluation import BASIC
 from ..files import write_atomically
-from .sweep import ROWS, run
+from .sweep import run
 
 FILE = "scoreboard.csv"
 SHIPPED = Path(__file__).parents[1] / "assets" / "scoreboard"
@@ -24,21 +23,14 @@ def bench(
     root: str = "data",
     classes: Sequence[int | str] | None = None,
     seeds: Sequence[int] = (0, 1, 2),
-    methods: Sequence[str] = ROWS,
-    *,
-    samples: int = 36,
-    references: int = 3,
-    epochs: int = training.EPOCHS,
-    progress: bool = True,
+    **options,
 ) -> pd.DataFrame:
     """`zsu.sweep.run` with accuracy, divergence and cost only, one task after the other, so that times can be compared.
 
-    The table also goes into ``scoreboard.csv`` in the folder. Parameters, columns and errors are the same.
+    The table also goes into ``scoreboard.csv`` in the folder. Parameters, the `options` among them (methods, samples,
+    references, epochs, progress), columns and errors are the same.
     """
-    board = run(
-        folder, dataset, root, classes, seeds, methods, BASIC, controls=False, samples=samples, references=references,
-        epochs=epochs, jobs=1, progress=progress,
-    )  # fmt: skip
+    board = run(folder, dataset, root, classes, seeds, measures=BASIC, controls=False, jobs=1, **options)
     write_atomically(Path(folder) / FILE, lambda temporary: board.to_csv(temporary, index=False))
     return board
 
@@ -104,7 +96,7 @@ def summary(board: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values("js", kind="stable")
 
 
-def printed(board: pd.DataFrame) -> str:
+def as_text(board: pd.DataFrame) -> str:
     """`summary` as text, with what its columns mean."""
     frame = summary(board)
     broken = frame.pop("broken") > 0.5

@@ -1,4 +1,4 @@
-"""The paper's five experiments, on tiny data in each format, with the real architectures on images of 32 pixels."""
+"""The paper's five experiments, on tiny data in each format, with thin and with real architectures, on small images."""
 
 import gzip
 import hashlib
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from torchvision import datasets, models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
@@ -28,13 +30,13 @@ ARRAYS = {"mnist-cnn": (10, (28, 28)), "cifar10-resnet50": (10, (32, 32, 3)), "c
 FOLDERS = ["n01440764", "n01734418", "n02084071", "n03888257"]
 
 
+def refuse(*args, **kwargs):
+    raise OSError("not to be called")
+
+
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
     """As on a machine without network: no ImageNet weights."""
-
-    def refuse(*args, **kwargs):
-        raise OSError("no network")
-
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
     monkeypatch.setattr(models._api, "load_state_dict_from_url", refuse)
 
@@ -155,8 +157,8 @@ def test_loaders_read_each_format(name, tmp_path, monkeypatch):
 def test_imagenet_images_are_cropped_to_their_middle():
     image = np.zeros((64, 128, 3), np.uint8)
     image[:, 32:96] = 255  # the middle square is white
-    assert reproduce.cropped(56)(Image.fromarray(image)).gt(0).all()
-    assert tuple(reproduce.cropped(56)(Image.fromarray(image)).shape) == (3, 56, 56)
+    assert reproduce.middle(56)(Image.fromarray(image)).gt(0).all()
+    assert tuple(reproduce.middle(56)(Image.fromarray(image)).shape) == (3, 56, 56)
 
 
 def test_mufac_that_is_none_is_refused(tmp_path):
@@ -176,12 +178,24 @@ def test_mufac_that_is_none_is_refused(tmp_path):
 # --- the five rows --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def resnet():
+def thin(arch: str, num_classes: int = 1000, image_size: int = 224) -> nn.Module:
+    """The architectures of `models.get_model` with few layers and channels, and heads as wide as the rows need."""
+    if arch == "resnet50":
+        return models.ResNet(models.resnet.Bottleneck, [1, 1, 1, 1], num_classes, width_per_group=4)
+    if arch == "vit_b_16":
+        return models.VisionTransformer(image_size, 16, 2, 4, 640, 640, num_classes=num_classes)
+    hidden = [nn.Linear(16 * 49, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 512), nn.ReLU(), nn.Dropout()]
+    parts = {"features": models.vgg.make_layers([8, "M", 8, "M", 16, "M", 16, "M", 16, "M"]),
+             "avgpool": nn.AdaptiveAvgPool2d(7), "flatten": nn.Flatten(),
+             "classifier": nn.Sequential(*hidden, nn.Linear(512, num_classes))}  # fmt: skip
+    return nn.Sequential(OrderedDict(parts))
+
+
+def resnet_weights() -> dict[str, torch.Tensor]:
     """In place of ImageNet weights: random ones, with statistics of BatchNorm that fit."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.resnet50()
+        model = models.get_model("resnet50")
         for module in model.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
@@ -199,15 +213,32 @@ SHORT = {
     "imagenet-mini-vgg16": (32, 16, 1e-4, 1, 1, ("lra-npp", "head-npp")),
     "mufac-vit": (32, 16, 1e-4, 1, 1, ("paths", "lra-npp", "head-npp")),
 }
+THIN = {
+    "cifar10-resnet50": (32, 8, 1e-3, 6, 2, ("paths", "head-npp", "mask")),
+    "cifar100-resnet50": (32, 8, 1e-3, 10, 1, ("paths", "head-npp", "mask")),
+    "imagenet-mini-vgg16": (32, 8, 1e-3, 10, 1, ("lra-npp", "head-npp")),
+    "mufac-vit": (32, 16, 1e-3, 2, 1, ("paths", "lra-npp", "head-npp")),
+}
 
 
-@pytest.mark.parametrize("name", reproduce.ROWS)
-def test_row_runs_whole_and_resumes(name, row, resnet, tmp_path, monkeypatch):
-    size, batch_size, lr, epochs, seeds, methods = SHORT[name]
+@pytest.mark.parametrize("name", THIN)
+def test_thin_row_runs_whole_and_resumes(name, row, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "get_model", thin)
+    run_row(name, THIN[name], row, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [n if n == "mnist-cnn" else pytest.param(n, marks=pytest.mark.large) for n in SHORT])
+def test_row_runs_whole_and_resumes(name, row, tmp_path, monkeypatch):
+    run_row(name, SHORT[name], row, tmp_path, monkeypatch)
+
+
+def run_row(name, short, row, tmp_path, monkeypatch):
+    size, batch_size, lr, epochs, seeds, methods = short
     folder, out = write(name, tmp_path / "data", monkeypatch), tmp_path / "out"
     row(name, batch_size, lr)
     if "resnet" in name:
-        monkeypatch.setattr(reproduce, "imagenet_weights", lambda arch: resnet)
+        weights = resnet_weights()
+        monkeypatch.setattr(reproduce, "imagenet_weights", lambda arch: weights)
 
     def run() -> pd.DataFrame:
         return reproduce.run(name, folder, out, seeds, size, epochs, "cpu", methods, progress=False)
@@ -227,12 +258,12 @@ def test_row_runs_whole_and_resumes(name, row, resnet, tmp_path, monkeypatch):
     changed = frame.loc[frame["model"] == "head-npp", "weights_changed"]
     assert changed.between(1, settings["perturbed"] * len(settings["classes"])).all()
 
-    monkeypatch.setattr(training, "train", None)  # called, these would raise
-    monkeypatch.setattr(reproduce, "audit_seed", None)
+    monkeypatch.setattr(training, "train", refuse)
+    monkeypatch.setattr(reproduce, "audit_seed", refuse)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pd.testing.assert_frame_equal(run(), frame, check_exact=True)
-    text = reproduce.printed(name, frame)
+    text = reproduce.as_text(name, frame)
     at, at_sd, ag, ag_sd = reproduce.ROWS[name].published["lra-npp"]
     for part in (reproduce.PUBLISHED, f"{at:.2f} ± {at_sd:.2f}", f"{ag:.2f} ± {ag_sd:.2f}", *methods):
         assert part in text
@@ -316,7 +347,7 @@ def test_a_method_that_fails_is_a_row_of_nan(mnist):
     assert failed[reproduce.MEASURES].isna().all()
     assert fine[reproduce.MEASURES].notna().all()
     assert "needs retained samples" in failed["note"]
-    assert "Failed: fine-tune, seed 0" in reproduce.printed("mnist-cnn", frame)
+    assert "Failed: fine-tune, seed 0" in reproduce.as_text("mnist-cnn", frame)
 
 
 def test_bad_arguments_are_refused(mnist, tmp_path):
@@ -329,16 +360,17 @@ def test_bad_arguments_are_refused(mnist, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_pretrained_weights_are_taken_but_for_the_head():
+@pytest.mark.parametrize(("make", "width"), [(thin, 640), pytest.param(models.get_model, 768, marks=pytest.mark.large)])
+def test_pretrained_weights_are_taken_but_for_the_head(make, width, monkeypatch):
+    monkeypatch.setattr(models, "get_model", make)
     row = reproduce.ROWS["mufac-vit"]
-    thin = {"patch_size": 16, "num_layers": 12, "num_heads": 12, "hidden_dim": 768, "mlp_dim": 3072}
-    state = models.VisionTransformer(image_size=224, **thin).state_dict()
+    state = make("vit_b_16", image_size=224).state_dict()
     model = reproduce.build(row, 8, 32, state).state_dict()
     body = {k: v for k, v in interpolate_embeddings(32, 16, dict(state)).items() if not k.startswith("heads.")}
     assert set(model) - set(body) == {"heads.head.weight", "heads.head.bias"}
     assert all(torch.equal(model[k], v) for k, v in body.items())
-    assert model["heads.head.weight"].shape == (8, 768)
-    assert model["encoder.pos_embedding"].shape == (1, 5, 768)  # 2 x 2 patches and the class token
+    assert model["heads.head.weight"].shape == (8, width)
+    assert model["encoder.pos_embedding"].shape == (1, 5, width)  # 2 x 2 patches and the class token
 
 
 def test_heads_are_those_of_the_architectures():
@@ -366,7 +398,7 @@ def test_torchrun_trains_the_model_of_one_process(mnist, row, tmp_path):
     (tmp_path / "script.py").write_text(TORCHRUN)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(tmp_path / "script.py"), str(tmp_path), str(tmp_path / "both")]  # fmt: skip
-    path = os.pathsep.join([str(Path(reproduce.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(reproduce.__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from zsu import ZsuError, data, plots, sweep
-from zsu.scale.scoreboard import FILE, bench, load, printed, summary
+from zsu.scale.scoreboard import FILE, as_text, bench, load, summary
 from zsu.scale.sweep import read, seen_by
 
 SETTINGS = {"classes": ["Trouser"], "seeds": [0], "samples": 6, "epochs": 6, "progress": False}
@@ -142,7 +142,7 @@ def test_summary_by_hand():
     assert edit["tier"] == "T1"
     assert found.index.tolist() == ["retrain", "mask", "edit", "original"]  # by divergence
     assert math.isnan(found.loc["original", "seconds"])
-    lines = {line.split()[0]: line.split() for line in printed(board).splitlines() if line}
+    lines = {line.split()[0]: line.split() for line in as_text(board).splitlines() if line}
     assert lines["edit"][1:5] == ["T1", "5.00", "10.00", "5.00"]
     assert lines["original"][-1] == "n/a"
     without_mask = summary(board[board["method"] != "mask"])
@@ -212,7 +212,7 @@ def test_a_method_of_some_classes_only_is_compared_on_these():
     board = pd.DataFrame(rows)
     found = summary(board).loc["edit"]
     assert (found["js_ratio"], found["in_null"], found["faster"]) == (pytest.approx(2), 1, 4)
-    lines = {line.split()[0]: line.split() for line in printed(board).splitlines() if line}
+    lines = {line.split()[0]: line.split() for line in as_text(board).splitlines() if line}
     assert lines["ruin"].count("broken") == 4
     assert "broken" not in lines["edit"]
 

@@ -217,5 +217,3 @@ def test_the_command_plans_sweeps_and_resumes(idx, tmp_path, capsys, monkeypatch
     assert out.startswith("nothing to do")
     assert call(capsys, monkeypatch, *command)[0] == 0
     assert file.stat().st_mtime_ns == before
-    assert call(capsys, monkeypatch, *command, "--no-resume")[0] == 0
-    assert file.stat().st_mtime_ns > before
