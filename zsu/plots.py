@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .errors import ZsuError
-from .evaluation.report import Report
 from .paths.graph import PathGraph, build_graph
 from .paths.search import Paths
 from .relevance.explanation import Relevance
@@ -306,42 +305,54 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
 
 
 @plt.rc_context({"text.parse_math": False})  # a model may be called "$x"
-def band(report: Report, column: str) -> Figure:
+def band(tidy: pd.DataFrame, column: str) -> Figure:
     """Of an audit: one number of every model, beside the band in which one more retrained model would lie.
+
+    Parameters
+    ----------
+    tidy : DataFrame
+        From `zsu.evaluation.Report.tidy`.
+    column : str
+        The number, such as "js_forget".
 
     Raises
     ------
     ZsuError
         The audit has no such number.
     """
-    if column not in report.measure_of:
-        known = ", ".join(report.measure_of)
+    rows = tidy[tidy["column"] == column]
+    if rows.empty:
+        known = ", ".join(tidy["column"].unique())
         raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
-    values = report.frame[column].mask([report.text(m, column) == "broken" for m in report.frame.index]).dropna()
-    low, high, mean = report.null.loc[column, ["low", "high", "mean"]]
-    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1))
+    low, high, mean = rows[["null_low", "null_high", "null_mean"]].iloc[0]
+    rows = rows[~rows["void"] & rows["value"].notna()]
+    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(rows) + 1.1))
     if low < high:
         axis.axvspan(low, high, color=GREY, alpha=0.3, linewidth=0, label="null band")
     axis.axvline(mean, color=GREY, linestyle="--", linewidth=1, label="mean of retrained models")
-    for row, (model, value) in enumerate(values.items()):
-        outside = report.inside(model, column) is False
-        axis.scatter(value, row, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
-        axis.annotate(f"{value:.3g}", (value, row), (7, 0), textcoords="offset points", va="center")
-    axis.set(xlabel=column, yticks=range(len(values)), yticklabels=values.index, ylim=(len(values) - 0.5, -0.5))
+    for i, (value, outside) in enumerate(zip(rows["value"], rows["inside"].eq(False).fillna(False), strict=True)):
+        axis.scatter(value, i, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
+        axis.annotate(f"{value:.3g}", (value, i), (7, 0), textcoords="offset points", va="center")
+    axis.set(xlabel=column, yticks=range(len(rows)), yticklabels=rows["model"], ylim=(len(rows) - 0.5, -0.5))
     axis.margins(x=0.15)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     sns.despine(ax=axis)
     return figure
 
 
-def gaps(report: Report, farthest: float = 8) -> Figure:
-    """Of an audit: the gap of every number to the mean of retrained models, in half-widths of the null band."""
-    tidy = report.tidy()
+def gaps(tidy: pd.DataFrame, farthest: float = 8) -> Figure:
+    """Of an audit: the gap of every number to the mean of retrained models, in half-widths of the null band.
+
+    Parameters
+    ----------
+    tidy : DataFrame
+        From `zsu.evaluation.Report.tidy`.
+    farthest : float
+        What lies beyond is drawn there.
+    """
     half = (tidy["null_high"] - tidy["null_low"]) / 2
-    shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))[
-        (half > 1e-9) & (tidy["model"] != "retrain")
-    ]
-    shown = shown[~shown["broken"]]
+    shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))
+    shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & ~tidy["broken"]]
     order = shown["column"].unique()
     figure, axis = plt.subplots(figsize=(8, 0.24 * len(order) + 1.4), layout="constrained")
     axis.axvspan(-1, 1, color=GREY, alpha=0.4, linewidth=0)

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .. import data, models, training
 from ..errors import ZsuError
 from ..evaluation import MEASURES, audit
-from ..evaluation.report import OF_MANY
+from ..evaluation.measures import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
 from ..forgetting import METHODS, Paths, forget
 
@@ -349,12 +349,11 @@ def audit_methods(task: Task, settings: Settings) -> None:
         list(originals.values()), results, splits.train, held_out, target, [models.load(f) for f in files],
         measures=settings.measures, controls=settings.controls, retrain_seconds=seconds, seed=seed, progress=False,
     )  # fmt: skip
-    null = report.frame.attrs["null"]
     tiers = {name: method.tier for name, method in METHODS.items()} | {"retrain": "T4"}
     frame = report.frame.reset_index(names="method").assign(
         **{"class": target, "class_name": data.classes(splits.test)[target], "seed": seed},
-        null_low=min(null),
-        null_high=max(null),
+        null_low=min(report.pairs),
+        null_high=max(report.pairs),
         weights=sum(p.numel() for p in originals[seed].parameters()),
         **about(settings),
         threads=torch.get_num_threads(),
