@@ -86,9 +86,8 @@ def relevance_explorer(
     """
     if len(x) != 1 or len(names) <= max(classes, default=0):
         what = f"{len(x)} images, and {len(names)} names for classes {list(classes)}"
-        raise ZsuError(
-            what, where="relevance_explorer", remedy="pass one image (1, C, H, W), and the names of all classes"
-        )
+        remedy = "pass one image (1, C, H, W), and the names of all classes"
+        raise ZsuError(what, where="relevance_explorer", remedy=remedy)
     outer = []
     for label, rule in rules.items():
         frames = []

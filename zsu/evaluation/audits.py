@@ -323,7 +323,7 @@ def build_report(
     notes: list[str], data_sha256: str, retrain_seconds: float | None,
 ) -> Report:  # fmt: skip
     """The numbers of each model beside their bands, what its edit cost, and what else there is to say."""
-    found, references = pd.concat(numbers.values(), axis=1), range(len(case.references))
+    found, references = pd.concat(numbers.values(), axis=1).astype(float), range(len(case.references))
     measure_of = {c: name for name, part in numbers.items() for c in part}
     bands = {c: interval(found.loc[references, c], 3 if m in OF_PAIRS else 2) for c, m in measure_of.items()}
     null = pd.DataFrame.from_dict(bands, orient="index")

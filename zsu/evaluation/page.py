@@ -5,72 +5,29 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
+from string import Template
 
 import pandas as pd
 from matplotlib import pyplot as plt
 
 from .. import plots
 
-STYLE = """
-:root { color-scheme: light dark; --line: #8888; --inside: #1a7f37; --outside: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --inside: #5bd07d; --outside: #ff8a80; } }
-body { background: Canvas; color: CanvasText; font: 1rem/1.5 system-ui, sans-serif; }
-body { margin: 0 auto; padding: 1rem; max-width: 75rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .5rem 0; }
-th, td { padding: .2rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th[scope=row], td.text, th.text { text-align: left; }
-th[scope=row] { position: sticky; left: 0; background: Canvas; }
-small { display: block; }
-.in { color: var(--inside); } .out { color: var(--outside); }
-img { max-width: 100%; height: auto; } figure { margin: 1rem 0; }
-dt { font-weight: 600; margin-top: 1rem; } dd { margin: 0; white-space: pre-line; overflow-wrap: anywhere; }
-a { color: inherit; } td.hash { white-space: normal; overflow-wrap: anywhere; }
-"""
+TEMPLATE = Path(__file__).parents[1] / "assets" / "page.html"
 
 
 def page(
     title: str, notes: Sequence[str], numbers: str, figures: str, definitions: str, about: Mapping[str, str]
 ) -> str:
     """The whole page; numbers, figures and definitions as HTML, all else as text."""
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    missing = "".join(f"<li>{escape(note)}</li>" for note in notes)
     facts = "".join(
         f'<tr><th scope="row">{escape(k)}</th><td class="text hash">{escape(v)}</td></tr>' for k, v in about.items()
     )
-    title = escape(title)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p>Every number is to be read as its gap to models that were retrained without the class. The <em>band</em> is where one
-more such model would lie, with 95 % confidence. <span class="in">In</span>: inside the band.
-<span class="out">Out</span>: outside, on whichever side: the difference is visible. <em>Fooled by</em>: trivial edits
-that lie in the band although they forgot nothing (or, zeroed, everything); such a number alone proves little.
-<em>Broken</em>: the model lost what it knew of the other classes, and its other numbers mean nothing.
-A number inside the band is no proof that the class is forgotten.</p>
-{"<h2>Missing</h2><ul>" + listed + "</ul>" if notes else ""}
-<h2>Numbers</h2>
-<p>Names lead to their definitions. The table scrolls sideways.</p>
-{numbers}
-<h2>Figures</h2>
-{figures}
-<h2>Definitions</h2>
-<dl>{definitions}</dl>
-<h2>About this audit</h2>
-<div class="wide" tabindex="0" role="region" aria-label="About this audit"><table>
-<caption>Data, models, versions</caption><tbody>{facts}</tbody></table></div>
-</main>
-</body>
-</html>
-"""
+    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
+        title=escape(title), missing=missing and f"<h2>Missing</h2><ul>{missing}</ul>", numbers=numbers,
+        figures=figures, definitions=definitions, facts=facts,
+    )  # fmt: skip
 
 
 def table(texts: pd.DataFrame, gaps: pd.DataFrame, margin: pd.DataFrame, measure_of: Mapping[str, str]) -> str:

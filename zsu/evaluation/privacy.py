@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from .observed import Given, Observed, Outputs
 from .utility import mean
@@ -132,11 +133,12 @@ def held_out_auc(unlearned: Tensor, retrained: Tensor, i: int) -> float:
 
 def ratio(x: Tensor, unlearned: Tensor, retrained: Tensor) -> Tensor:
     """log N(x; unlearned) - log N(x; retrained), (N,), of values (models, N) with pooled variances."""
-    logs = []
-    for values in (unlearned, retrained):
-        deviation = values.var(0).mean().sqrt().clamp(min=CLIP)
-        logs.append(torch.distributions.Normal(values.mean(0), deviation).log_prob(x))
-    return logs[0] - logs[1]
+    return pooled_normal(unlearned, CLIP).log_prob(x) - pooled_normal(retrained, CLIP).log_prob(x)
+
+
+def pooled_normal(values: Tensor, least: float) -> Normal:
+    """Of values (models, N): for each sample its mean, and one deviation of at least so much for all."""
+    return Normal(values.mean(0), values.var(0).mean().sqrt().clamp(min=least))
 
 
 def margins_kl(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
@@ -152,13 +154,9 @@ def margins_kl(m: Observed, given: Given, references: Sequence[Observed]) -> dic
     """
     if len(m.siblings) < 2 or len(references) < 2:
         return {"klom": NAN}
-    sides = []
-    for models in ([m, *m.siblings], references):
-        values = torch.stack([margin(o.test) for o in models])  # (models, N)
-        sides.append((values.mean(0), values.var(0).mean().sqrt().clamp(min=1e-3)))
-    (a, s), (b, t) = sides
-    kl = (t / s).log() + (s**2 + (a - b) ** 2) / (2 * t**2) - 0.5  # of Normals, (N,)
-    return {"klom": float(kl.mean())}
+    kinds = [torch.stack([margin(o.test) for o in models]) for models in ([m, *m.siblings], references)]  # (models, N)
+    unlearned, retrained = (pooled_normal(values, 1e-3) for values in kinds)
+    return {"klom": float(kl_divergence(unlearned, retrained).mean())}
 
 
 def margin(outputs: Outputs) -> Tensor:

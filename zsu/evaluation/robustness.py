@@ -43,7 +43,7 @@ def robustness(m: Observed, given: Given, references: Sequence[Observed]) -> dic
         "at_crop": accuracy_on(m.model, crop(x), y) if x.dim() == 4 else NAN,
         "at_brightness": max(accuracy_on(m.model, b * x, y) for b in BRIGHTNESS),
         "at_int8": accuracy_on(with_weights(m.model, to_int8), x, y),
-        "at_float16": accuracy_on(with_weights(m.model, to_float16), x, y),
+        "at_float16": accuracy_on(with_weights(m.model, lambda w: w.half().to(w.dtype)), x, y),
     }
 
 
@@ -62,11 +62,6 @@ def with_weights(model: nn.Module, to: Callable[[Tensor], Tensor]) -> nn.Module:
     for p in model.parameters():
         p.copy_(to(p))
     return model
-
-
-def to_float16(w: Tensor) -> Tensor:
-    """Rounded to float16."""
-    return w.half().to(w.dtype)
 
 
 def to_int8(w: Tensor) -> Tensor:
@@ -88,9 +83,7 @@ def over_unlearning(m: Observed, given: Given, references: Sequence[Observed]) -
     if len(given.beside) == 0:
         return {"ou": NAN}
     with torch.no_grad():
-        before, after = (
-            logits_of(model, given.beside, "audit").double().cpu() for model in (given.original.model, m.model)
-        )
+        before, after = (logits_of(o.model, given.beside, "audit").double().cpu() for o in (given.original, m))
     before = before.index_fill(1, torch.tensor(given.target), -torch.inf)
     return {"ou": jensen_shannon(before.softmax(1), after.softmax(1))}
 
