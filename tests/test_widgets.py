@@ -119,7 +119,7 @@ def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
     rows = ["original", "retrain", r"an edit $\foo$ for $5"]
     frame = pd.DataFrame({"at_test": [1, 0, 0], "js_forget": [0.9, 0.5, 0.45]}, index=rows)
     measure_of = {"at_test": "accuracy", "js_forget": "divergence"}
-    report = Report(frame.assign(broken=False), null, {}, pd.DataFrame(), {}, [], {}, measure_of)
+    report = Report(frame.assign(broken=False), null, [], pd.DataFrame(), {}, [], {}, measure_of)
     number, pictures = parts(band_explorer(report))
     assert [label for label, _ in number.options] == ["js_forget"]
     said = r"js_forget: the null band is 0.4 to 0.6. Inside: an edit $\foo$ for $5. Outside: original."
@@ -129,8 +129,6 @@ def test_the_band_explorer_has_the_numbers_with_a_band_and_says_who_is_inside():
 def test_no_band_no_explorer():
     null = pd.DataFrame({"mean": [0.0], "low": [float("nan")], "high": [float("nan")]}, index=["at_test"])
     frame = pd.DataFrame({"at_test": [1.0], "broken": [False]}, index=["original"])
-    report = Report(frame, null, {}, pd.DataFrame(), {}, [], {}, {"at_test": "accuracy"})
+    report = Report(frame, null, [], pd.DataFrame(), {}, [], {}, {"at_test": "accuracy"})
     with pytest.raises(ZsuError, match="no number of this audit has a band. audit with at least two references"):
         band_explorer(report)
-    with pytest.raises(ZsuError, match="no number 'ag'. use one of at_test"):
-        plots.band(report, "ag")

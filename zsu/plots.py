@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from .errors import ZsuError
-from .evaluation.report import Report
 from .paths.graph import PathGraph, build_graph
 from .paths.search import Paths
 from .relevance.explanation import Relevance
@@ -45,10 +44,7 @@ def images(x: Tensor, titles: list[str] | None = None) -> Figure:
         what = f"images of shape {tuple(x.shape)}" + (f" and {len(titles)} titles" if titles else "")
         raise ZsuError(what, where="images", remedy="pass (N, 1 or 3, H, W), and a title for each or none")
     columns = min(10, len(x))
-    rows = -(-len(x) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.1 * columns, 1.35 * rows), squeeze=False, layout="constrained"
-    )
+    figure, axes = grid(-(-len(x) // columns), columns, 1.35, 1.1)
     for axis in axes.flat:
         axis.axis("off")
     for i, (axis, image) in enumerate(zip(axes.flat, x, strict=False)):
@@ -73,18 +69,14 @@ def heatmaps(x: Tensor, relevance: Relevance | Tensor, titles: list[str] | None 
     maps = relevance.input if isinstance(relevance, Relevance) else relevance
     if len(x) != len(maps):
         raise ZsuError(f"{len(x)} images, relevance of {len(maps)}", where="heatmaps", remedy="pass the same")
-    figure, axes = plt.subplots(2, len(x), figsize=(1.5 * len(x), 3.3), squeeze=False, layout="constrained")
-    for i, (image, heat) in enumerate(zip(x.cpu(), maps.sum(1).detach().cpu(), strict=True)):  # (H, W) each
-        top, bottom = axes[:, i]
-        draw_image(top, image)
-        limit = float(heat.abs().max()) or 1.0
-        bottom.imshow(heat.numpy(), cmap=HEAT, vmin=-limit, vmax=limit)
+    figure, axes = grid(2, len(x), 1.65, 1.5)
+    for i, (top, bottom) in enumerate(axes.T):
+        draw_image(top, x[i])
+        draw_heat(bottom, maps[i])
         if titles:
             top.set_title(titles[i], fontsize="medium")
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel("relevance")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
     return figure
 
 
@@ -98,16 +90,12 @@ def comparison(x: Tensor, maps: dict[str, Tensor]) -> Figure:
     maps : dict of str to Tensor (1, C, H, W)
         From `zsu.compare`.
     """
-    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.1 * (1 + len(maps)), 2.5), layout="constrained")
-    draw_image(axes[0], x[0])
-    axes[0].set_title("image", fontsize="medium")
-    for axis, (name, heat) in zip(axes[1:], maps.items(), strict=True):
-        heat = heat[0].sum(0).detach().cpu()  # (C, H, W) -> (H, W)
-        limit = float(heat.abs().max()) or 1.0
-        axis.imshow(heat.numpy(), cmap=HEAT, vmin=-limit, vmax=limit)
+    figure, axes = grid(1, 1 + len(maps), 2.5, 2.1)
+    draw_image(axes[0, 0], x[0])
+    for axis, heat in zip(axes[0, 1:], maps.values(), strict=True):
+        draw_heat(axis, heat[0])
+    for axis, name in zip(axes[0], ("image", *maps), strict=True):
         axis.set_title(name, fontsize="medium")
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
     return figure
 
 
@@ -145,9 +133,8 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     """
     count = min(show, len(found))
     sizes = np.diff(found.first)
-    figure, axis = plt.subplots(
-        figsize=(min(max(8, 0.22 * len(sizes)), 14), 4 if len(sizes) <= 12 else 6), layout="constrained"
-    )
+    deep = len(sizes) > 12
+    figure, axis = plt.subplots(figsize=(np.clip(0.22 * len(sizes), 8, 14), 6 if deep else 4), layout="constrained")
     walks = found.nodes[:count].astype(np.int64)
     ends = np.stack([walks[:, :-1], walks[:, 1:]], 2)  # (paths, steps, 2)
     along = np.broadcast_to(found.probability[:count, None], ends.shape[:2])[ends[:, :, 1] >= 0]
@@ -160,18 +147,15 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     width, alpha = 0.4 + 5 * strength[order], 0.12 + 0.8 * strength[order]
     axis.add_collection(LineCollection(segments, colors=ORANGE, linewidths=width, alpha=alpha, zorder=2))
     for layer, size in enumerate(sizes):
-        heights = (np.arange(size) + 0.5) / size
-        axis.scatter(np.full(size, layer), heights, s=6, color="#c9c9c9", zorder=1)
+        axis.scatter(np.full(size, layer), (np.arange(size) + 0.5) / size, s=6, color="#c9c9c9", zorder=1)
     axis.scatter(number, height, s=6, color=ORANGE, zorder=3)
-    deep = len(sizes) > 12
     labels = [f"{name} ({n})" if deep else f"{name}\n{n}" for name, n in zip(found.layers, sizes, strict=True)]
     every = -(-len(sizes) // 60)  # of very deep models not all labels
     style = {"rotation": 90, "fontsize": "x-small"} if deep else {}
     axis.set_xticks(range(0, len(sizes), every), labels[::every], **style)
     axis.set(xlabel="layer, and its number of channels", ylabel="channel", yticks=[], ylim=(0, 1))
-    axis.set_title(
-        f"The {count:,} most probable paths carry {100 * found.share[count - 1]:.3g} % of the positive relevance"
-    )
+    share = 100 * found.share[count - 1]
+    axis.set_title(f"The {count:,} most probable paths carry {share:.3g} % of the positive relevance")
     sns.despine(ax=axis, left=True)
     return figure
 
@@ -210,9 +194,7 @@ def activating(x: Tensor, activation: Tensor, path: list[tuple[str, int]], top: 
     top : int
         How many images a channel.
     """
-    figure, axes = plt.subplots(
-        len(path), top, figsize=(0.8 * top + 1, 0.8 * len(path)), squeeze=False, layout="constrained"
-    )
+    figure, axes = grid(len(path), top, 0.8, 0.8 + 1 / top)
     for row, (layer, channel) in enumerate(path):
         for axis, n in zip(axes[row], activation[:, row].argsort(descending=True).tolist(), strict=False):
             draw_image(axis, x[n])
@@ -236,23 +218,19 @@ def audit(frame: pd.DataFrame) -> Figure:
 
     A value that is NaN is shown as n/a, the divergence of a broken model as "broken".
     """
-    figure, axes = plt.subplots(1, 3, figsize=(9, 0.45 * len(frame) + 1.2), sharey=True, layout="constrained")
-    columns = {
-        "js_forget": "JS to retrained models\n(nats)",
-        "at_test": "At: accuracy on the\nforgotten class (%)",
-        "ag_test": "Ag: accuracy on\nthe others (%)",
+    shown = {
+        "JS to retrained models\n(nats)": frame["js_forget"].mask(frame["broken"]),  # of these it says nothing
+        "At: accuracy on the\nforgotten class (%)": 100 * frame["at_test"],
+        "Ag: accuracy on\nthe others (%)": 100 * frame["ag_test"],
     }
-    for axis, (column, label) in zip(axes, columns.items(), strict=True):
-        scale = 1 if column == "js_forget" else 100
-        values = frame[column].mask(frame["broken"]) if scale == 1 else frame[column]  # of these it says nothing
-        colours = [GREY if name in ("original", "retrain") else BLUE for name in frame.index]
-        axis.barh(frame.index, scale * values.fillna(0), color=colours)
+    colours = [GREY if name in ("original", "retrain") else BLUE for name in frame.index]
+    figure, axes = plt.subplots(1, 3, figsize=(9, 0.45 * len(frame) + 1.2), sharey=True, layout="constrained")
+    for axis, digits, (label, values) in zip(axes, (3, 1, 1), shown.items(), strict=True):
+        axis.barh(frame.index, values.fillna(0), color=colours)
         for row, value in enumerate(values):
             missing = "broken" if frame["broken"].iloc[row] else "n/a"
-            text = missing if np.isnan(value) else f"{scale * value:.3f}" if scale == 1 else f"{scale * value:.1f}"
-            axis.annotate(
-                text, (0 if np.isnan(value) else scale * value, row), (3, 0), textcoords="offset points", va="center"
-            )
+            text = missing if np.isnan(value) else f"{value:.{digits}f}"
+            axis.annotate(text, (np.nan_to_num(value), row), (3, 0), textcoords="offset points", va="center")
         axis.set(xlabel=label)
         axis.margins(x=0.25)
         if not values.any():  # no bar, and nothing to take the ends of the axis from
@@ -306,49 +284,60 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
 
 
 @plt.rc_context({"text.parse_math": False})  # a model may be called "$x"
-def band(report: Report, column: str) -> Figure:
+def band(tidy: pd.DataFrame, column: str) -> Figure:
     """Of an audit: one number of every model, beside the band in which one more retrained model would lie.
+
+    Parameters
+    ----------
+    tidy : DataFrame
+        From `zsu.evaluation.Report.tidy`.
+    column : str
+        The number, such as "js_forget".
 
     Raises
     ------
     ZsuError
         The audit has no such number.
     """
-    if column not in report.measure_of:
-        known = ", ".join(report.measure_of)
+    rows = tidy[tidy["column"] == column]
+    if rows.empty:
+        known = ", ".join(tidy["column"].unique())
         raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
-    values = report.frame[column].mask([report.text(m, column) == "broken" for m in report.frame.index]).dropna()
-    low, high, mean = report.null.loc[column, ["low", "high", "mean"]]
-    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(values) + 1.1))
+    low, high, mean = rows[["null_low", "null_high", "null_mean"]].iloc[0]
+    rows = rows[~rows["void"] & rows["value"].notna()]
+    figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(rows) + 1.1))
     if low < high:
         axis.axvspan(low, high, color=GREY, alpha=0.3, linewidth=0, label="null band")
     axis.axvline(mean, color=GREY, linestyle="--", linewidth=1, label="mean of retrained models")
-    for row, (model, value) in enumerate(values.items()):
-        outside = report.inside(model, column) is False
-        axis.scatter(value, row, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
-        axis.annotate(f"{value:.3g}", (value, row), (7, 0), textcoords="offset points", va="center")
-    axis.set(xlabel=column, yticks=range(len(values)), yticklabels=values.index, ylim=(len(values) - 0.5, -0.5))
+    for i, (value, outside) in enumerate(zip(rows["value"], rows["inside"].eq(False).fillna(False), strict=True)):
+        axis.scatter(value, i, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
+        axis.annotate(f"{value:.3g}", (value, i), (7, 0), textcoords="offset points", va="center")
+    axis.set(xlabel=column, yticks=range(len(rows)), yticklabels=rows["model"], ylim=(len(rows) - 0.5, -0.5))
     axis.margins(x=0.15)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     sns.despine(ax=axis)
     return figure
 
 
-def gaps(report: Report, farthest: float = 8) -> Figure:
-    """Of an audit: the gap of every number to the mean of retrained models, in half-widths of the null band."""
-    tidy = report.tidy()
+def gaps(tidy: pd.DataFrame, farthest: float = 8) -> Figure:
+    """Of an audit: the gap of every number to the mean of retrained models, in half-widths of the null band.
+
+    Parameters
+    ----------
+    tidy : DataFrame
+        From `zsu.evaluation.Report.tidy`.
+    farthest : float
+        What lies beyond is drawn there.
+    """
     half = (tidy["null_high"] - tidy["null_low"]) / 2
-    shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))[
-        (half > 1e-9) & (tidy["model"] != "retrain")
-    ]
-    shown = shown[~shown["broken"]]
+    shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))
+    shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & ~tidy["broken"]]
     order = shown["column"].unique()
     figure, axis = plt.subplots(figsize=(8, 0.24 * len(order) + 1.4), layout="constrained")
     axis.axvspan(-1, 1, color=GREY, alpha=0.4, linewidth=0)
     sns.stripplot(shown, x="gap", y="column", hue="model", order=order, jitter=False, dodge=True, size=4, ax=axis)
-    axis.set(
-        xlabel="gap to retrained models / half-width of the band", ylabel="", xlim=(-farthest - 0.5, farthest + 0.5)
-    )
+    limits = (-farthest - 0.5, farthest + 0.5)
+    axis.set(xlabel="gap to retrained models / half-width of the band", ylabel="", xlim=limits)
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="", frameon=False)
     sns.despine(ax=axis)
     return figure
@@ -379,16 +368,14 @@ def scoreboard(board: pd.DataFrame) -> Figure:
         "drop": 100 * board["ag_drop"],
     })[~board["method"].isin(["original", "retrain"])]  # fmt: skip
     medians = shown.groupby("method").median().sort_values("divergence")
+    unit = ", in half-widths\nfrom the middle of its own null band" if banded else "\n/ the null"
     labels = {
-        "divergence": "JS to retrained models, in half-widths\nfrom the middle of its own null band"
-        if banded
-        else "JS to retrained models\n/ the null",
+        "divergence": f"JS to retrained models{unit}",
         "at": "At: accuracy on the\nforgotten class (%)",
         "drop": "Drop of Ag, the accuracy\non the others (points)",
     }
-    figure, axes = plt.subplots(
-        1, 3, figsize=(10, 0.42 * len(medians) + 1.4), sharey=True, width_ratios=(1.5, 1, 1), layout="constrained"
-    )
+    size = (10, 0.42 * len(medians) + 1.4)
+    figure, axes = plt.subplots(1, 3, figsize=size, sharey=True, width_ratios=(1.5, 1, 1), layout="constrained")
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
         sns.stripplot(shown, x=column, y="method", order=medians.index, color=BLUE, size=3, alpha=0.5, ax=axis)
         axis.scatter(medians[column], range(len(medians)), marker="|", s=150, color=ORANGE, linewidth=2.5, zorder=3)
@@ -411,6 +398,20 @@ def png(figure: Figure, **options) -> bytes:
     return buffer.getvalue()
 
 
+def grid(rows: int, columns: int, height: float, width: float) -> tuple[Figure, np.ndarray]:
+    """A figure with axes (rows, columns), each so many inches high and wide."""
+    return plt.subplots(rows, columns, figsize=(columns * width, rows * height), squeeze=False, layout="constrained")
+
+
 def draw_image(axis: Axes, image: Tensor) -> None:
     """An image (C, H, W) in [0, 1], C 1 or 3."""
     axis.imshow(image.cpu().permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])
+    axis.set(xticks=[], yticks=[])
+
+
+def draw_heat(axis: Axes, relevance: Tensor) -> None:
+    """The relevance (C, H, W) of an image, on its own symmetric scale."""
+    heat = relevance.detach().sum(0).cpu().numpy()  # (C, H, W) -> (H, W)
+    limit = float(abs(heat).max()) or 1.0
+    axis.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)
+    axis.set(xticks=[], yticks=[])

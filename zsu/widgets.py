@@ -86,9 +86,8 @@ def relevance_explorer(
     """
     if len(x) != 1 or len(names) <= max(classes, default=0):
         what = f"{len(x)} images, and {len(names)} names for classes {list(classes)}"
-        raise ZsuError(
-            what, where="relevance_explorer", remedy="pass one image (1, C, H, W), and the names of all classes"
-        )
+        remedy = "pass one image (1, C, H, W), and the names of all classes"
+        raise ZsuError(what, where="relevance_explorer", remedy=remedy)
     outer = []
     for label, rule in rules.items():
         frames = []
@@ -131,7 +130,7 @@ def band_explorer(report: Report) -> ipywidgets.VBox:
     ZsuError
         No number has a band.
     """
-    frames = []
+    frames, tidy = [], report.tidy()
     for column in report.measure_of:
         low, high = report.null.loc[column, ["low", "high"]]
         if not low < high:  # no band
@@ -140,7 +139,7 @@ def band_explorer(report: Report) -> ipywidgets.VBox:
         inside, outside = ([m for m, state in states.items() if state is wanted] for wanted in (True, False))
         alt = f"{column}: the null band is {low:.3g} to {high:.3g}. Inside: {', '.join(inside) or 'none'}. "
         alt += f"Outside: {', '.join(outside) or 'none'}."
-        figure = plots.band(report, column)
+        figure = plots.band(tidy, column)
         frames.append((column, plots.png(figure, **SMALL), alt))
     if not frames:
         remedy = "audit with at least two references, three for measures that compare pairs"

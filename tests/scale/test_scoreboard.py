@@ -227,29 +227,3 @@ def test_the_tables_that_ship():
         assert frame.loc["mask", "at"] == 0
     with pytest.raises(ZsuError, match="no table of 'mnist' ships. use one of fashion-mini, fashion-mnist"):
         load("mnist")
-
-
-def test_figure_of_a_budget_marks_it():
-    frame = pd.DataFrame({"at_test": [0.5, 0.0], "ag_test": [0.9, 0.8], "js_forget": [0.3, 0.1], "null": [0.05, 0.05]})
-    frame.index = pd.Index([1, 4], name="neurons")
-    accuracy, divergence = plots.budget(frame, 4).axes
-    assert [line.get_label() for line in accuracy.lines[:2]] == ["Ag", "At"]
-    assert accuracy.lines[1].get_ydata().tolist() == [50, 0]
-    assert divergence.lines[0].get_ydata().tolist() == [0.3, 0.1]
-    assert [axis.lines[-1].get_xdata()[0] for axis in (accuracy, divergence)] == [4, 4]
-
-
-def test_figure_of_images():
-    axes = plots.images(data.load().test.data[:12], [str(i) for i in range(12)]).axes
-    assert len(axes) == 20
-    assert [axis.get_title() for axis in axes[:12]] == [str(i) for i in range(12)]
-    assert sum(len(axis.images) for axis in axes) == 12
-
-
-def test_figures_refuse_what_they_cannot_draw():
-    x = data.samples(data.load().test, "Trouser", 2)
-    for images, titles in ((x[:0], None), (x[0], None), (x.expand(2, 2, 28, 28), None), (x, ["one"])):
-        with pytest.raises(ZsuError, match="images of shape"):
-            plots.images(images, titles)
-    with pytest.raises(ZsuError, match="no column ag_test, js_forget, null"):
-        plots.budget(pd.DataFrame({"at_test": [1.0]}), 0)

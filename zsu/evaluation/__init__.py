@@ -1,7 +1,9 @@
 """Has it forgotten? Each measure is one small function; `audit` asks them all and puts them into a `Report`."""
 
-from .outputs import predict
-from .report import BASIC, CONTROLS, MEASURES, Report, audit
+from .audits import audit
+from .measures import BASIC, CONTROLS, MEASURES
+from .observed import predict
+from .report import Report
 from .utility import accuracy, jensen_shannon
 
 __all__ = ["BASIC", "CONTROLS", "MEASURES", "Report", "accuracy", "audit", "jensen_shannon", "predict"]

@@ -16,8 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
-from .outputs import Observed, Outputs
+from .observed import Given, Observed, Outputs
 from .utility import mean
 
 SHUFFLES = 10
@@ -28,7 +29,7 @@ CLIP = 1e-6  # of probabilities, before their logarithm
 NAN = float("nan")
 
 
-def forget_rate(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def forget_rate(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Fr: share of the class's training images that no longer look like members.
 
     Formula: a linear SVM (balanced) is fitted on the original's softmax vectors, train images of the class against
@@ -46,7 +47,7 @@ def forget_rate(m: Observed, given, references: Sequence[Observed]) -> dict[str,
     return {"fr": 1 - float(svm.predict(m.train.part(True)[0].numpy()).mean())}
 
 
-def forgetting_score(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def forgetting_score(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Fs: can the loss tell train images of the class from its test images?
 
     Formula: |1/2 - accuracy| of logistic regression on the cross-entropy (clipped at that of p = 1e-6), train against
@@ -67,7 +68,7 @@ def forgetting_score(m: Observed, given, references: Sequence[Observed]) -> dict
     return {"fs": abs(0.5 - float(np.mean(found)))}
 
 
-def membership_inference(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def membership_inference(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Share of the class's training images that an attack on the model calls members.
 
     Formula: an SVM (RBF) is fitted on retained train images against retained test images, at most 1,000 each, and
@@ -105,7 +106,7 @@ def five_features(p: Tensor, labels: Tensor) -> np.ndarray:
     return torch.stack(columns, 1).numpy()
 
 
-def likelihood_ratio(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def likelihood_ratio(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """U-LiRA: can an attacker who owns models of both kinds tell this model from a retrained one, sample by sample?
 
     Formula: phi = log p_y - log(1 - p_y), from the logits, clipped to [-30, 30]. For each train image of the class,
@@ -132,14 +133,15 @@ def held_out_auc(unlearned: Tensor, retrained: Tensor, i: int) -> float:
 
 def ratio(x: Tensor, unlearned: Tensor, retrained: Tensor) -> Tensor:
     """log N(x; unlearned) - log N(x; retrained), (N,), of values (models, N) with pooled variances."""
-    logs = []
-    for values in (unlearned, retrained):
-        deviation = values.var(0).mean().sqrt().clamp(min=CLIP)
-        logs.append(torch.distributions.Normal(values.mean(0), deviation).log_prob(x))
-    return logs[0] - logs[1]
+    return pooled_normal(unlearned, CLIP).log_prob(x) - pooled_normal(retrained, CLIP).log_prob(x)
 
 
-def margins_kl(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def pooled_normal(values: Tensor, least: float) -> Normal:
+    """Of values (models, N): for each sample its mean, and one deviation of at least so much for all."""
+    return Normal(values.mean(0), values.var(0).mean().sqrt().clamp(min=least))
+
+
+def margins_kl(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """KLOM: how far are the margins of unlearned models from those of retrained ones, sample by sample?
 
     Formula: margin = logit of the label - logsumexp of the others, which is phi of U-LiRA; for each test image of the
@@ -152,13 +154,9 @@ def margins_kl(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     """
     if len(m.siblings) < 2 or len(references) < 2:
         return {"klom": NAN}
-    sides = []
-    for models in ([m, *m.siblings], references):
-        values = torch.stack([margin(o.test) for o in models])  # (models, N)
-        sides.append((values.mean(0), values.var(0).mean().sqrt().clamp(min=1e-3)))
-    (a, s), (b, t) = sides
-    kl = (t / s).log() + (s**2 + (a - b) ** 2) / (2 * t**2) - 0.5  # of Normals, (N,)
-    return {"klom": float(kl.mean())}
+    kinds = [torch.stack([margin(o.test) for o in models]) for models in ([m, *m.siblings], references)]  # (models, N)
+    unlearned, retrained = (pooled_normal(values, 1e-3) for values in kinds)
+    return {"klom": float(kl_divergence(unlearned, retrained).mean())}
 
 
 def margin(outputs: Outputs) -> Tensor:
@@ -168,7 +166,7 @@ def margin(outputs: Outputs) -> Tensor:
     return (mine - logits.scatter(1, y, -torch.inf).logsumexp(1)).clamp(-30, 30)
 
 
-def class_membership(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def class_membership(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """CMIA: does a test image of the class look, by the scores of the other classes, as it does to a retrained model?
 
     Formula: the neighbour is the retained class that references predict most often for train images of the class. A
@@ -184,7 +182,7 @@ def class_membership(m: Observed, given, references: Sequence[Observed]) -> dict
     return {"cmia": mean(found) if references else NAN}
 
 
-def of_neighbour(m: Observed, c: int, given, references: Sequence[Observed]) -> float:
+def of_neighbour(m: Observed, c: int, given: Given, references: Sequence[Observed]) -> float:
     """`class_membership` for one forgotten class."""
     kept = [k for k in range(m.test.logits.shape[1]) if k not in given.target]
     counts = sum(r.train.p[r.train.labels == c][:, kept].argmax(1).bincount(minlength=len(kept)) for r in references)
@@ -194,16 +192,16 @@ def of_neighbour(m: Observed, c: int, given, references: Sequence[Observed]) -> 
     x, y = [], []
     for r in references:
         for label, cls in ((1, c), (0, neighbour)):
-            x.append(centred(r.train, cls, kept)[:PER_REFERENCE])
+            x.append(centred_logits(r.train, cls, kept)[:PER_REFERENCE])
             y += [label] * len(x[-1])
     if len(set(y)) < 2:
         return NAN
     svm = make_pipeline(StandardScaler(), LinearSVC(class_weight="balanced", random_state=given.seed))
     svm.fit(np.concatenate(x), y)
-    return float(svm.predict(centred(m.test, c, kept)).mean())
+    return float(svm.predict(centred_logits(m.test, c, kept)).mean())
 
 
-def centred(outputs: Outputs, cls: int, kept: list[int]) -> np.ndarray:
+def centred_logits(outputs: Outputs, cls: int, kept: list[int]) -> np.ndarray:
     """Logits (N, kept) of the samples of a class, each row minus its mean."""
     logits = outputs.logits[outputs.labels == cls][:, kept]
     return (logits - logits.mean(1, keepdim=True)).numpy()

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..data import batches
-from .outputs import Observed, logits_of, placed
+from ..inside import logits_of, placed
+from .observed import Given, Observed
 from .privacy import FEW, NAN
 from .utility import accuracy, mean
 
@@ -32,7 +33,7 @@ RELEARN_BATCH = 16  # images of the class, and as many others
 RELEARN_RATE = 1e-3
 
 
-def linear_probes(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def linear_probes(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Can a linear classifier on the features of a layer tell the class from all others?
 
     Formula: logistic regression on standardised features (what enters the layer, the mean over positions), train
@@ -63,7 +64,7 @@ def linear_probes(m: Observed, given, references: Sequence[Observed]) -> dict[st
     return found
 
 
-def prototype_attack(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def prototype_attack(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Does the class come back when its row of the head is pulled towards the mean features of 5 images?
 
     Formula: w_f <- a prototype + (1 - a) w_f, prototype the mean of the head's inputs over 5 train images, scaled to
@@ -93,7 +94,7 @@ def prototype_attack(m: Observed, given, references: Sequence[Observed]) -> dict
     return dict(zip(columns, found, strict=True))
 
 
-def head_shortcut(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def head_shortcut(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Does the head alone give away which class was taken out?
 
     Formula: bias of the class minus the mean of the others; norm of its row by the mean of the others' norms.
@@ -123,7 +124,7 @@ def retained_rows(bias: Tensor, target: list[int]) -> Tensor:
     return ~torch.isin(torch.arange(len(bias)), torch.tensor(target))
 
 
-def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def relearning(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """How many training steps bring the class back?
 
     Formula: steps of Adam (rate 1e-3, eval mode) on batches of 16 train images of the class and 16 others, until the
@@ -144,7 +145,7 @@ def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     optimizer = torch.optim.Adam(trained, lr=RELEARN_RATE)
     streams = [batches(Subset(given.train, d), RELEARN_BATCH) for d in drawn]
     for step, pairs in enumerate(zip(*streams, strict=True)):
-        if at_on(model, given) >= wanted:
+        if accuracy_on(model, given.x, given.y) >= wanted:
             return {"relearn": step}
         x, y = (torch.cat(both) for both in zip(*pairs, strict=True))
         optimizer.zero_grad()
@@ -154,6 +155,6 @@ def relearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
 
 
 @torch.no_grad()
-def at_on(model: nn.Module, given) -> float:
-    """Accuracy on the test images of the class that the audit keeps at hand."""
-    return float((logits_of(model, given.x).argmax(1) == given.y).double().mean())
+def accuracy_on(model: nn.Module, x: Tensor, y: Tensor) -> float:
+    """Accuracy on images (N, C, H, W) with labels (N,)."""
+    return accuracy(logits_of(model, x, "audit").cpu(), y)

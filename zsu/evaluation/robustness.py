@@ -6,15 +6,16 @@ Arguments and results as in `utility`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .outputs import Observed, logits_of, placed
+from ..inside import logits_of, placed
+from .observed import Given, Observed
 from .privacy import NAN
-from .representation import at_on
+from .representation import accuracy_on
 from .utility import jensen_shannon
 
 NOISE = 0.2  # standard deviations of the images
@@ -24,7 +25,7 @@ EPSILON = 0.1  # greatest change of a pixel, in the range of the images
 WALK = 10  # steps
 
 
-def robustness(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def robustness(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Does the class come back on changed images, or when the weights are stored in fewer bits?
 
     Formula: At on test images of the class with Gaussian noise (.2 of their standard deviation), their middle 7/8
@@ -34,19 +35,19 @@ def robustness(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     Ideal: as a retrained model.
     Blind spot: a few fixed changes, no search for the worst one. Only images (C, H, W) can be cropped.
     """
-    x = given.x
+    x, y = given.x, given.y
     generator = torch.Generator().manual_seed(given.seed)
     noise = NOISE * x.std() * torch.randn(x.shape, generator=generator)
     return {
-        "at_noise": at_on(m.model, given._replace(x=x + noise)),
-        "at_crop": at_on(m.model, given._replace(x=cropped(x))) if x.dim() == 4 else NAN,
-        "at_brightness": max(at_on(m.model, given._replace(x=b * x)) for b in BRIGHTNESS),
-        "at_int8": at_on(stored(m.model, to_int8), given),
-        "at_float16": at_on(stored(m.model, lambda w: w.half().to(w.dtype)), given),
+        "at_noise": accuracy_on(m.model, x + noise, y),
+        "at_crop": accuracy_on(m.model, crop(x), y) if x.dim() == 4 else NAN,
+        "at_brightness": max(accuracy_on(m.model, b * x, y) for b in BRIGHTNESS),
+        "at_int8": accuracy_on(with_weights(m.model, to_int8), x, y),
+        "at_float16": accuracy_on(with_weights(m.model, lambda w: w.half().to(w.dtype)), x, y),
     }
 
 
-def cropped(x: Tensor) -> Tensor:
+def crop(x: Tensor) -> Tensor:
     """The middle 7/8 of images (N, C, H, W), resized."""
     side = [round(CROP * s) for s in x.shape[2:]]
     top, left = ((s - c) // 2 for s, c in zip(x.shape[2:], side, strict=True))
@@ -54,12 +55,12 @@ def cropped(x: Tensor) -> Tensor:
     return F.interpolate(middle, x.shape[2:], mode="bilinear", align_corners=False)
 
 
-def stored(model: nn.Module, rounded) -> nn.Module:
-    """A copy with rounded parameters."""
+@torch.no_grad()
+def with_weights(model: nn.Module, to: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the model with every parameter put through a function."""
     model = copy.deepcopy(model)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(rounded(p))
+    for p in model.parameters():
+        p.copy_(to(p))
     return model
 
 
@@ -69,7 +70,7 @@ def to_int8(w: Tensor) -> Tensor:
     return (w / scale).round() * scale if w.dim() > 1 and scale > 0 else w
 
 
-def over_unlearning(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def over_unlearning(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """OU@eps: how much changes just beside the class?
 
     Formula: test images of the class walk up the loss of the original (10 signed gradient steps, no pixel farther than
@@ -82,13 +83,12 @@ def over_unlearning(m: Observed, given, references: Sequence[Observed]) -> dict[
     if len(given.beside) == 0:
         return {"ou": NAN}
     with torch.no_grad():
-        before, after = (logits_of(model, given.beside) for model in (given.original.model, m.model))
-    before = before.clone()  # what a model returns may be its own
-    before[:, given.target] = -torch.inf
+        before, after = (logits_of(o.model, given.beside, "audit").double().cpu() for o in (given.original, m))
+    before = before.index_fill(1, torch.tensor(given.target), -torch.inf)
     return {"ou": jensen_shannon(before.softmax(1), after.softmax(1))}
 
 
-def beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+def images_beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Images (M, C, H, W) within eps of x (N, C, H, W) that the model no longer calls y, just after they crossed."""
     x = placed(x, model)
     y = y.to(x.device)

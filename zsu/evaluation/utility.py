@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ZsuError
-from .outputs import Observed
+from .observed import Given, Observed
 
 BINS = 15  # of the calibration error
 
 
-def accuracies(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def accuracies(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """At, accuracy on the forgotten class; Ag, on all others; and on everything; test and train, never mixed.
 
     Formula: share of samples whose greatest logit is that of their label.
@@ -34,7 +34,7 @@ def accuracies(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     return found
 
 
-def divergence(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def divergence(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Divergence of the test outputs from those of retrained models, on the forgotten class and on the others.
 
     Formula: mean over samples and references of JS(p, q) = (KL(p, m) + KL(q, m)) / 2, m = (p + q) / 2; nats, <= ln 2.
@@ -49,7 +49,7 @@ def divergence(m: Observed, given, references: Sequence[Observed]) -> dict[str, 
     return found
 
 
-def agreement(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def agreement(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Share of test samples for which the model and a retrained one predict the same class.
 
     Formula: mean over samples and references of [argmax p = argmax q].
@@ -65,7 +65,7 @@ def agreement(m: Observed, given, references: Sequence[Observed]) -> dict[str, f
     return found
 
 
-def routing(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def routing(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Do test inputs of the forgotten class end in the same classes as in retrained models?
 
     Formula: total variation, half the sum over classes of |mean p - mean q|, p of the model, q of a reference; the
@@ -79,7 +79,7 @@ def routing(m: Observed, given, references: Sequence[Observed]) -> dict[str, flo
     return {"routing": mean(distances)}
 
 
-def calibration(m: Observed, given, references: Sequence[Observed]) -> dict[str, float]:
+def calibration(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
     """Calibration error on the retained classes, test split.
 
     Formula: sum over 15 equal bins of confidence of (share of samples) |accuracy - mean confidence|.

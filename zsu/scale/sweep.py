@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .. import data, models, training
 from ..errors import ZsuError, is_integer
 from ..evaluation import MEASURES, audit
-from ..evaluation.report import OF_MANY
+from ..evaluation.measures import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
 from ..forgetting import METHODS, Forgotten, Paths, forget
 
@@ -336,11 +336,10 @@ def audit_methods(task: Task, settings: Settings) -> None:
         list(originals.values()), results, splits.train, held_out, target, [models.load(f) for f in files],
         measures=settings.measures, controls=settings.controls, retrain_seconds=seconds, seed=seed, progress=False,
     )  # fmt: skip
-    null = report.frame.attrs["null"]
     frame = report.frame.reset_index(names="method").assign(
         **{"class": target, "class_name": data.classes(splits.test)[target], "seed": seed},
-        null_low=min(null),
-        null_high=max(null),
+        null_low=min(report.pairs),
+        null_high=max(report.pairs),
         weights=sum(p.numel() for p in originals[seed].parameters()),
         **about(settings),
         threads=torch.get_num_threads(),

@@ -1,19 +1,19 @@
-"""Each measure of the audit against a value worked out by hand, and all of them on degenerate models."""
+"""Each measure of the audit against a value worked out by hand, and what is observed of a model."""
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import Subset
+from toys import Fixed, images
 
-import zsu.models
-from zsu import audit, forget
-from zsu.data import Images, samples, targets, without_samples
-from zsu.evaluation import MEASURES, privacy, representation, robustness, utility
-from zsu.evaluation.outputs import Observed, Outputs, logit_layer, observe, tapped
-from zsu.evaluation.report import CONTROLS, UTILITY, Given, fooled, interval
+from zsu import ZsuError
+from zsu.data import Images
+from zsu.evaluation import accuracy, jensen_shannon, predict, privacy, representation, robustness, utility
+from zsu.evaluation.audits import interval
+from zsu.evaluation.observed import Given, Observed, Outputs, observe, spread_layers
+from zsu.inside import logit_layer
 
 NONE = torch.zeros(0, 1, 1, 1)
 
@@ -39,6 +39,56 @@ def model(train, test=None, siblings=()):
 
 
 # --- by hand --------------------------------------------------------------------------------------------------
+
+
+def rows(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_jensen_shannon_of_equal_and_disjoint_outputs():
+    p = rows([0.2, 0.8], [1, 0])
+    assert jensen_shannon(p, p) == 0
+    assert jensen_shannon(rows([1, 0]), rows([0, 1])) == pytest.approx(math.log(2), rel=1e-12)
+    assert jensen_shannon(rows([0.5, 0.5, 0]), rows([0, 0, 1])) == pytest.approx(math.log(2), rel=1e-12)
+
+
+def test_jensen_shannon_by_hand():
+    """p = (1, 0), q = (1/2, 1/2): m = (3/4, 1/4), KL(p, m) = ln 4/3, KL(q, m) = (ln 2/3 + ln 2) / 2."""
+    expected = (math.log(4 / 3) + (math.log(2 / 3) + math.log(2)) / 2) / 2
+    assert jensen_shannon(rows([1, 0]), rows([0.5, 0.5])) == pytest.approx(expected, rel=1e-12)
+    assert jensen_shannon(rows([0.5, 0.5]), rows([1, 0])) == pytest.approx(expected, rel=1e-12)
+    two = jensen_shannon(rows([1, 0], [0.3, 0.7]), rows([0.5, 0.5], [0.3, 0.7]))  # the mean over samples
+    assert two == pytest.approx(expected / 2, rel=1e-12)
+
+
+def test_jensen_shannon_refuses_other_shapes():
+    with pytest.raises(ZsuError, match=r"outputs of shape \(1, 2\) and \(1, 3\).*the same classes"):
+        jensen_shannon(rows([1, 0]), rows([1, 0, 0]))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -0.1])
+def test_jensen_shannon_refuses_what_is_no_probability(bad):
+    with pytest.raises(ZsuError, match="q has values that are no probabilities"):
+        jensen_shannon(torch.ones(1, 2) / 2, torch.tensor([[bad, 0.5]]))
+
+
+def test_jensen_shannon_of_the_smallest_numbers():
+    p, q = torch.tensor([[5e-324, 1.0]]).double(), torch.tensor([[0, 1.0]]).double()
+    assert jensen_shannon(p, q) == jensen_shannon(q, p) == pytest.approx(0, abs=1e-12)
+
+
+def test_accuracy_by_hand():
+    p = rows([0.6, 0.4], [0.1, 0.9], [0.3, 0.7], [0.8, 0.2])
+    assert accuracy(p, torch.tensor([0, 1, 0, 0])) == 0.75
+    assert accuracy(p[:1], torch.tensor([1])) == 0
+
+
+def test_predict_gives_softmax_and_labels_and_no_graph():
+    p, y = predict(Fixed([0.0, math.log(3.0)]).eval(), images([1, 0], 2))
+    torch.testing.assert_close(p, rows([0.25, 0.75], [0.25, 0.75]), atol=1e-7, rtol=0)
+    assert y.tolist() == [1, 0]
+    assert p.dtype == torch.float64
+    assert not p.requires_grad
 
 
 def test_agreement():
@@ -237,7 +287,7 @@ def test_to_int8_and_float16():
     assert robustness.to_int8(torch.tensor([-1e4, 0.3])).tolist() == pytest.approx([-1e4, 0.3])  # a bias stays
     net = nn.Linear(1, 1)
     net.weight.data.fill_(1 + 2**-12)
-    assert robustness.stored(net, lambda v: v.half().to(v.dtype)).weight.item() == 1
+    assert robustness.with_weights(net, lambda v: v.half().to(v.dtype)).weight.item() == 1
     assert net.weight.item() != 1
 
 
@@ -256,7 +306,7 @@ def test_images_beside_the_class_have_just_crossed():
     net = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
     net[1].weight.data, net[1].bias.data = torch.tensor([[1.0], [0.0]]), torch.tensor([-0.5, 0.0])
     x = torch.tensor([0.52, 0.9, 0.0, 1.0]).reshape(4, 1, 1, 1)
-    found = robustness.beside(net, x, torch.tensor([0, 0, 1, 0]))
+    found = robustness.images_beside(net, x, torch.tensor([0, 0, 1, 0]))
     assert len(found) == 1
     assert 0.42 <= found.item() <= 0.5
 
@@ -279,6 +329,8 @@ def test_interval_of_two_values():
     found = interval([1.0, 3.0, math.nan])
     assert (found["mean"], found["references"]) == (2, 2)
     assert found["high"] - 2 == 2 - found["low"] == pytest.approx(12.7062 * math.sqrt(3), rel=1e-5)
+    assert interval([0.3] * 3) == {"mean": pytest.approx(0.3), "low": pytest.approx(0.3), "high": pytest.approx(0.3),
+                                   "references": 3}  # fmt: skip
     assert math.isnan(interval([1.0])["low"])
     assert math.isnan(interval([])["mean"])
 
@@ -287,9 +339,9 @@ def test_interval_of_two_values():
 
 
 def test_layers_kept_are_spread_and_the_head_is_found(original, splits):
-    assert list(tapped(original, 4)) == ["conv2", "conv3", "fc", "head"]
-    assert list(tapped(original, 2)) == ["conv2", "head"]
-    assert list(tapped(original, 1)) == ["head"]
+    assert list(spread_layers(original, 4)) == ["conv2", "conv3", "fc", "head"]
+    assert list(spread_layers(original, 2)) == ["conv2", "head"]
+    assert list(spread_layers(original, 1)) == ["head"]
     assert logit_layer(original, splits.test[0][0][None]) == "head"
     scaled = nn.Sequential(original, nn.Softplus()).eval()
     assert logit_layer(scaled, splits.test[0][0][None]) is None
@@ -297,7 +349,7 @@ def test_layers_kept_are_spread_and_the_head_is_found(original, splits):
 
 def test_features_are_what_enters_the_layers(original, splits):
     few = Subset(splits.test, range(3))
-    found = observe(original, few, [1], 4)
+    found = observe(original, few, [1], depths=4)
     x = torch.stack([splits.test[i][0] for i in range(3)])
     with torch.no_grad():
         h = original.pool1(original.relu1(original.conv1(x)))
@@ -307,156 +359,3 @@ def test_features_are_what_enters_the_layers(original, splits):
     assert found.features["head"].shape == (3, 32)
     assert not original._forward_pre_hooks
     assert all(not m._forward_pre_hooks for m in original.modules())
-
-
-# --- the whole audit on real models ---------------------------------------------------------------------------
-
-
-def some(dataset, n):
-    """n images of each class."""
-    labels = targets(dataset)
-    return Subset(dataset, torch.cat([(labels == c).nonzero()[:n, 0] for c in range(10)]).tolist())
-
-
-@pytest.fixture(scope="module")
-def small(splits):
-    return some(splits.train, 60), some(without_samples(splits.test, "Trouser"), 40)
-
-
-@pytest.fixture(scope="module")
-def report(small, splits):
-    """Three originals, their paths, and degenerate models, against six retrained ones."""
-    originals = [zsu.models.bundled("original", s) for s in range(3)]
-    edits = {"paths": [forget(m, samples(splits.test, "Trouser"), 1) for m in originals]}
-    constant, uniform = (zsu.models.bundled("original") for _ in range(2))
-    for net, bias in ((constant, 9.0), (uniform, 0.0)):
-        for p in net.parameters():
-            p.data.zero_()
-        net.head.bias.data[0] = bias
-    edits |= {
-        "same": originals[0],
-        "constant": constant,
-        "uniform": uniform,
-        "retrained": zsu.models.bundled("retrained"),
-    }
-    references = [zsu.models.bundled("retrained", s) for s in range(1, 7)]
-    return audit(originals, edits, *small, "Trouser", references, progress=False)
-
-
-def test_every_control_reference_and_measure_is_there(report):
-    assert list(report.frame.index[:3]) == ["original", "retrain", "paths"]
-    assert list(report.frame.index[-4:]) == list(CONTROLS)
-    assert set(report.measure_of.values()) == set(MEASURES)
-    missing = report.frame.loc[["original", "mask", "paths", "zeroed"], list(report.measure_of)].isna()
-    assert [(m, c) for m in missing.index for c in missing if missing.loc[m, c]] == [("zeroed", "head_norm")]  # 0 / 0
-    assert report.null.notna().all(axis=None)
-    assert set(report.seconds) == {"outputs", *MEASURES}
-
-
-def test_the_original_as_an_edit_is_the_original(report):
-    columns = [c for c in report.measure_of if c not in ("ulira", "klom")]  # for which it has no siblings
-    assert report.frame.loc["same", columns].tolist() == report.frame.loc["original", columns].tolist()
-    for column in ("at_test", "js_forget", "agree_forget", "relearn", "pra_at_50", "at_noise", "mia_five"):
-        row = report.tidy().query("model == 'same' and column == @column").iloc[0]
-        assert not row["inside"], column
-
-
-def test_a_retrained_model_is_inside_nearly_everywhere(report):
-    """A band of 95 % leaves out 5 % of what is the same."""
-    inside = report.tidy().query("model == 'retrained'")["inside"]
-    assert inside.notna().sum() > 35
-    assert inside.mean() > 0.85
-
-
-def test_constant_and_uniform_models_are_broken_and_score_as_they_must(report):
-    frame = report.frame
-    assert frame.loc[["constant", "uniform", "zeroed"], "broken"].all()
-    assert not frame.drop(index=["constant", "uniform", "zeroed"])["broken"].any()
-    for name in ("constant", "uniform", "zeroed"):
-        assert frame.loc[name, "at_test"] == 0  # ties go to class 0
-        assert frame.loc[name, "ag_test"] == pytest.approx(1 / 9)
-        assert frame.loc[name, "fs"] == 0
-        assert frame.loc[name, [c for c in frame if c.startswith("probe")]].tolist() == [0.5] * 8
-        assert report.text(name, "fs") == "broken"
-    assert frame.loc["uniform", "ece_retained"] == pytest.approx(1 / 9 - 0.1)
-    p = math.exp(9) / (math.exp(9) + 9)
-    assert frame.loc["constant", "ece_retained"] == pytest.approx(p - 1 / 9, abs=1e-6)
-    assert report.routing.loc["uniform"].tolist() == pytest.approx([0.1] * 10)
-    assert report.routing.loc["constant"].iloc[0] == pytest.approx(p)
-
-
-def test_what_a_control_fools_is_marked_from_the_data(report):
-    assert {"mask", "bias-shift", "zeroed"} <= set(report.fooled["at_test"])
-    assert "original" not in report.fooled["at_test"]
-    assert "mask" not in report.fooled.get("pra_at_50", [])
-    assert "original" not in report.fooled.get("relearn", [])
-    assert not UTILITY & set(report.fooled)
-    moved = report.frame.copy()
-    moved.loc["mask", "at_test"] = 1.0
-    assert "mask" not in fooled(moved, report.null, report.measure_of)["at_test"]
-
-
-def test_tidy_has_the_gap_to_retrained_models(report):
-    row = report.tidy().query("model == 'mask' and column == 'js_forget'").iloc[0]
-    assert row["gap"] == pytest.approx(report.frame.loc["mask", "js_forget"] - report.frame.loc["retrain", "js_forget"])
-    assert row["measure"] == "divergence"
-    assert row["null_low"] < row["null_mean"] < row["null_high"]
-
-
-def test_paths_are_found_out_where_a_mask_is_not(report):
-    """What inner layers know brings the class back sooner than in a model that never knew it."""
-    assert report.frame.loc["paths", "relearn"] < report.frame.loc["retrain", "relearn"]
-    assert report.frame.loc["mask", "relearn"] > report.frame.loc["original", "relearn"] == 0
-
-
-def test_the_same_seed_gives_the_same_numbers(small):
-    torch.manual_seed(5)
-    state = torch.random.get_rng_state()
-    options = {"progress": False, "seed": 3}
-    arguments = zsu.models.bundled(), {}, *small, 1, [zsu.models.bundled("retrained", s) for s in range(2)]
-    first, second = (audit(*arguments, **options).frame for _ in range(2))
-    numbers = [c for c in first if c != "seconds"]
-    np.testing.assert_array_equal(first[numbers].astype(float), second[numbers].astype(float))
-    assert torch.equal(state, torch.random.get_rng_state())
-
-
-def test_one_pass_a_model_and_split(small, monkeypatch):
-    from zsu.evaluation import outputs as module
-
-    seen = []
-    batches = module.batches
-    monkeypatch.setattr(module, "batches", lambda dataset: seen.append(len(dataset)) or batches(dataset))
-    references = [zsu.models.bundled("retrained", s) for s in range(2)]
-    found = audit(zsu.models.bundled(), {}, *small, 1, references, progress=False)
-    models = len(found.frame) - 1 + len(references)
-    assert sorted(seen) == sorted([600, 400] * models)
-
-
-def test_several_classes(small, splits):
-    """No retrained models here for two classes: what needs none is measured."""
-    both = [samples(splits.test, c) for c in (1, 8)]
-    edit = forget(zsu.models.bundled(), both, [1, 8])
-    frame = audit(zsu.models.bundled(), {"paths": edit}, *small, ["Trouser", "Bag"], progress=False).frame
-    assert frame.loc["paths", "at_test"] < 0.1 < 0.9 < frame.loc["original", "at_test"]
-    assert frame.loc["paths", ["pra_at_50", "relearn", "at_noise", "probe_head", "fs"]].notna().all()
-
-
-def test_references_of_another_architecture(small):
-    """Depths that they do not share have no band; outputs do."""
-    torch.manual_seed(0)
-    other = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
-    frame = audit(zsu.models.bundled("retrained"), {}, *small, 1, [other] * 2, measures=["probes", "divergence"],
-                  controls=False, progress=False)  # fmt: skip
-    assert math.isnan(frame.null.loc["probe_head", "mean"])
-    assert frame.null.loc["js_forget", "mean"] == 0
-
-
-@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_whatever_mode_the_caller_is_in(small, mode):
-    measures = ["over-unlearning", "relearning", "robustness"]
-    options = {"measures": measures, "controls": False, "progress": False}
-    model = zsu.models.bundled()
-    plain = audit(model, {}, *small, 1, **options).frame
-    with mode():
-        within = audit(model, {}, *small, 1, **options).frame
-    np.testing.assert_array_equal(plain[["ou", "relearn"]].astype(float), within[["ou", "relearn"]].astype(float))
