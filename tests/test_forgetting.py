@@ -20,7 +20,7 @@ from zsu import Patch, ZsuError, explain, explain_each, find_paths, forget
 from zsu.forgetting.perturb import model_hash, perturb, undo
 from zsu.forgetting.request import METHODS, TIERS, affordable, disturbed, specific_edges
 from zsu.forgetting.selection import best, frequency, incoming_weights, select_neurons, weight_blocks
-from zsu.relevance.tape import Node
+from zsu.relevance.layers import Layer, Share
 
 TROUSER = 1
 pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
@@ -885,7 +885,7 @@ def test_noise_is_reproducible_and_leaves_the_global_generator_alone(original, x
 
 
 def most_frequent(relevance, k, number):
-    return best(frequency(Node("linear", "fc", relevance=torch.tensor(relevance)), k), number).tolist()
+    return best(frequency(Share(Layer("linear", "fc"), torch.tensor(relevance)), k), number).tolist()
 
 
 def test_most_frequent_by_hand():

@@ -485,7 +485,7 @@ def prepare(
 
     from . import data as zsu_data
     from . import models
-    from .relevance.explanation import forward
+    from .relevance.checks import forward
 
     if model is None and (arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")

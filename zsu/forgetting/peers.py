@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, Subset
 
 from .. import data
 from ..errors import ZsuError
-from ..relevance.layers import at_least_float32
+from ..relevance.sums import at_least_float32
 
 BATCH_SIZE = 80
 

@@ -20,17 +20,9 @@ from ..data import batches, classes, histogram, targets
 from ..errors import ZsuError, check_count, is_integer, warn
 from ..paths.graph import build_graph
 from ..paths.search import best_through
-from ..relevance.explanation import (
-    Relevance,
-    check_input,
-    check_logits,
-    check_model,
-    explain,
-    explain_each,
-    forward,
-    output_weights,
-)
-from ..relevance.tape import Node
+from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
+from ..relevance.explanation import Relevance, explain, explain_each
+from ..relevance.layers import Share as Node
 from .peers import PEERS
 from .peers import TIERS as PEER_TIERS
 from .perturb import Patch, model_hash, perturb
@@ -581,7 +573,7 @@ def cut_columns(model: nn.Module, x: Tensor, relevance: Relevance, options: Opti
     if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
         raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
     (source,) = head.sources[0]
-    below = of_predicted.layers[source.node]
+    below = of_predicted.layers[source.layer]
     k = options.k or a_tenth(below)
     number = options.perturbed or 2 * k
     check_k(below, max(k, options.perturbed or 0))

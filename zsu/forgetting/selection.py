@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ZsuError, check_count
 from ..paths.graph import build_graph
 from ..paths.search import best_through
-from ..relevance.explanation import Relevance, check_channel
-from ..relevance.tape import Node
+from ..relevance.checks import check_channel
+from ..relevance.explanation import Relevance
+from ..relevance.layers import Share as Node
 from .perturb import Selection
 
 # --- neurons --------------------------------------------------------------------------------------------------
@@ -167,7 +168,7 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         size = int(np.prod(window, initial=1))
         offset = 0
         for source in node.sources[0]:
-            here = rows[rows["below"] == source.node]
+            here = rows[rows["below"] == source.layer]
             if node.groups > 1:
                 column = here["source"] - here["channel"] // (k // node.groups) * j
             else:

@@ -25,9 +25,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ZsuError
-from ..relevance.explanation import SHARES, Relevance, check_channel
-from ..relevance.fused import ONE_PASS
-from ..relevance.tape import Node
+from ..relevance.checks import check_channel
+from ..relevance.explanation import SHARES, Relevance
+from ..relevance.layers import Share
+from ..relevance.sums import ONE_PASS
 
 
 @dataclass(eq=False)
@@ -180,7 +181,7 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
     return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [(owner, *runs)], nothing)
 
 
-def logits_layer(relevance: Relevance) -> Node:
+def logits_layer(relevance: Relevance) -> Share:
     """The layer whose nodes are the logits: the last one."""
     top = relevance.layers[-1]
     if top is not relevance.head:
@@ -188,7 +189,7 @@ def logits_layer(relevance: Relevance) -> Node:
     return top
 
 
-def runs_of(node: Node) -> list[tuple]:
+def runs_of(node: Share) -> list[tuple]:
     """(edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of sources
     of a node: row i holds the edges from a target to `length` consecutive source channels.
     """
@@ -209,23 +210,23 @@ def runs_of(node: Node) -> list[tuple]:
             width = source.channels * source.group
             if one_to_one:  # target offset + i sees channel i // group
                 mine = slice(offset, offset + width)
-                run = edges[mine].reshape(-1, 1), targets[mine], source.node, np.arange(width) // source.group
+                run = edges[mine].reshape(-1, 1), targets[mine], source.layer, np.arange(width) // source.group
             elif node.groups == 1:
                 part = edges[:, offset : offset + width]
                 part = part.unflatten(1, (source.channels, source.group)).sum(2) if source.group > 1 else part
-                run = part, targets, source.node, np.zeros_like(targets)  # (K, C group) -> (K, C)
+                run = part, targets, source.layer, np.zeros_like(targets)  # (K, C group) -> (K, C)
             else:  # target k sees the J / groups channels of its own group
                 if source.group > 1:
                     raise ZsuError("groups over flattened channels", where=node.name, remedy="not supported yet")
                 per_group = len(edges) // node.groups
-                run = edges, targets, source.node, targets // per_group * edges.shape[1]
-            key = (source.node, offset, width, source.group) if one_to_one else (source.node,)
+                run = edges, targets, source.layer, targets // per_group * edges.shape[1]
+            key = (source.layer, offset, width, source.group) if one_to_one else (source.layer,)
             found[key] = run if key not in found else (found[key][0] + run[0], *run[1:])
             offset += width
     return list(found.values())
 
 
-def where_from(node: Node, sources) -> None:
+def where_from(node: Share, sources) -> None:
     """Refuse a layer whose channels come from nobody knows where."""
     if sources is None:
         raise ZsuError(

@@ -23,7 +23,7 @@ from numba import njit
 from ..errors import ZsuError, check_count, warn
 from ..files import write_atomically
 from ..relevance.explanation import Relevance
-from ..relevance.fused import ONE_PASS
+from ..relevance.sums import ONE_PASS
 from .graph import PathGraph, build_graph, contrast
 
 Channel = tuple[str, int]  # name of the layer, number of the channel

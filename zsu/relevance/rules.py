@@ -34,7 +34,8 @@ from ..errors import ZsuError
 
 Part = str | float | Tensor
 Base = tuple[Part, Callable[[Tensor], Tensor]]
-Split = tuple[list[Base], list[tuple[Tensor, list[float], Tensor | None]]]
+Portion = tuple[Tensor, list[float], Tensor | None]
+Split = tuple[list[Base], list[Portion]]
 
 
 def same(w: Tensor) -> Tensor:
