@@ -28,7 +28,7 @@ from ..errors import ZsuError
 from ..relevance.checks import check_channel
 from ..relevance.explanation import SHARES, Relevance
 from ..relevance.layers import Share
-from ..relevance.sums import ONE_PASS
+from .compiled import Chain, marginals, normalise
 
 
 @dataclass(eq=False)
@@ -70,9 +70,9 @@ class PathGraph:
         return int(self.first[-1])
 
     @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def chain(self) -> Chain:
         """What the compiled functions take."""
-        return self.weight, self.total, self.run_of, self.run_begin, self.run_length, self.run_source
+        return Chain(self.weight, self.total, self.run_of, self.run_begin, self.run_length, self.run_source)
 
     def number(self, layer: str, channel: int) -> int:
         """The node of a layer's channel; `ZsuError` where there is none."""
@@ -84,11 +84,11 @@ class PathGraph:
 
     def visits(self) -> np.ndarray:
         """float64 (nodes,): share of all paths that lead through each node; the last is `start`, with 1."""
-        return marginals(*self.arrays)[0]
+        return marginals(self.chain)[0]
 
     def flow(self) -> np.ndarray:
         """float64 (edges,): share of all paths that use each edge."""
-        return marginals(*self.arrays)[1]
+        return marginals(self.chain)[1]
 
     def visits_by_layer(self) -> dict[str, np.ndarray]:
         """`visits` (channels,) by the name of the layer."""
@@ -235,47 +235,3 @@ def where_from(node: Share, sources) -> None:
             remedy="paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
             "nn.MultiheadAttention with attention='cp-lrp'",
         )
-
-
-@ONE_PASS
-def normalise(value, run_of, run_begin, run_length, run_source, inputs):
-    """In place: edge relevance -> what is walked. Sums over each node's edges: walked, to dead ends, negative."""
-    nodes = len(run_of) - 1
-    total, dead, negative = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes)
-    alive = np.zeros(nodes, value.dtype)
-    alive[:inputs] = 1
-    for k in range(inputs, nodes):
-        walked, ended, below_zero = 0.0, 0.0, 0.0
-        for r in range(run_of[k], run_of[k + 1]):
-            row = value[run_begin[r] : run_begin[r] + run_length[r]]
-            below = alive[run_source[r] : run_source[r] + run_length[r]]
-            for m in range(len(row)):
-                positive = row[m] if row[m] > 0 else row.dtype.type(0)
-                on = positive * below[m]
-                walked += on
-                ended += positive - on
-                below_zero += row[m] - positive
-                row[m] = on
-        total[k], dead[k], negative[k] = walked, ended, below_zero
-        alive[k] = total[k] > 0
-    return total, dead, negative
-
-
-@ONE_PASS
-def marginals(weight, total, run_of, run_begin, run_length, run_source):
-    """Share of the walks from the top that lead through each node, m(k), and along each edge, m(k) p(j|k)."""
-    nodes = len(run_of) - 1
-    visits = np.zeros(nodes)
-    visits[nodes - 1] = 1.0
-    flow = np.zeros(len(weight))
-    for k in range(nodes - 1, -1, -1):
-        if total[k] > 0:
-            share = visits[k] / total[k]
-            for r in range(run_of[k], run_of[k + 1]):
-                row = weight[run_begin[r] : run_begin[r] + run_length[r]]
-                along = flow[run_begin[r] : run_begin[r] + run_length[r]]
-                below = visits[run_source[r] : run_source[r] + run_length[r]]
-                for m in range(len(row)):
-                    along[m] = share * row[m]
-                    below[m] += along[m]
-    return visits, flow

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .tape import Tape
 
 
-def scaled_dot_product(
+def scaled_dot_product_attention(
     tape: Tape, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
     is_causal: bool = False, scale: float | None = None, **kwargs
 ) -> Tensor:  # fmt: skip
@@ -40,7 +40,7 @@ def scaled_dot_product(
         return torch.matmul(weights, value)
 
 
-def multi_head(
+def multi_head_attention_forward(
     tape: Tape, query, key, value, embed_dim_to_check, num_heads, in_proj_weight, in_proj_bias, bias_k, bias_v,
     add_zero_attn, dropout_p, out_proj_weight, out_proj_bias, training=True, key_padding_mask=None,
     need_weights=True, attn_mask=None, use_separate_proj_weight=False, **kwargs

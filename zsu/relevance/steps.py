@@ -147,16 +147,3 @@ class Ratio(torch.autograd.Function):
 def ratio(x: Tensor, y: Tensor) -> Tensor:
     """y / x, and 0 where x is 0."""
     return torch.where(x == 0, 0, y / x)
-
-
-class Overwrite(torch.autograd.Function):
-    """Write b over a in place: what an operation in place comes to when it is computed out of place."""
-
-    @staticmethod
-    def forward(ctx, a: Tensor, b: Tensor) -> Tensor:
-        ctx.mark_dirty(a)
-        return a.copy_(b)
-
-    @staticmethod
-    def backward(ctx, g: Tensor) -> tuple[None, Tensor]:
-        return None, g

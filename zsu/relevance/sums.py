@@ -204,26 +204,21 @@ def _epsilon_rule(z, g, c, epsilon, scale, sums, c_sums, both, last):
     for n in range(samples):
         for a in range(z.shape[1]):
             row, c_row, magnitude, stabiliser = z.dtype.type(0), z.dtype.type(0), z.dtype.type(0), z.dtype.type(0)
-            if last:
-                for b in range(z.shape[2]):
-                    s = epsilon if z[n, a, b] >= 0 else -epsilon
-                    r = z[n, a, b] * g[n, a, b]
-                    q = r / (z[n, a, b] + s)
+            for b in range(z.shape[2]):
+                s = epsilon if z[n, a, b] >= 0 else -epsilon
+                r = z[n, a, b] * g[n, a, b]
+                q = r / (z[n, a, b] + s)
+                magnitude += abs(r)
+                stabiliser += q * s
+                if last:
                     c[n, a, b] = q * scale[b]
                     sums[n, b] += r
                     c_sums[n, b] += q
-                    magnitude += abs(r)
-                    stabiliser += q * s
-            else:
-                for b in range(z.shape[2]):
-                    s = epsilon if z[n, a, b] >= 0 else -epsilon
-                    r = z[n, a, b] * g[n, a, b]
-                    q = r / (z[n, a, b] + s)
+                else:
                     c[n, a, b] = q * scale[a]
                     row += r
                     c_row += q
-                    magnitude += abs(r)
-                    stabiliser += q * s
+            if not last:
                 sums[n, a] = row
                 c_sums[n, a] = c_row
             both[n] += magnitude

@@ -36,7 +36,7 @@ from .checks import unrelated
 from .layers import Layer, Replay, Share, Source, Step
 from .operations import Call, as_list, tensors_in
 from .origins import Origin, origin_after, repeat_sources
-from .steps import Addition, Meter, Norm, Normalisation, Overwrite, Ratio
+from .steps import Addition, Meter, Norm, Normalisation, Ratio
 from .sums import Axes, at_least_float32, inner
 from .weighted import Affine, Conv, FollowRule, Linear, Weighted, channel_axis
 
@@ -215,10 +215,8 @@ class Tape(TorchFunctionMode):
             return self.convolution(call, *args, **kwargs)
         if name in ("linear", "batch_norm", "layer_norm", "group_norm"):
             return getattr(self, name)(func, *args, **kwargs)
-        if name == "scaled_dot_product_attention":
-            return attention.scaled_dot_product(self, *args, **kwargs)
-        if name == "multi_head_attention_forward":
-            return attention.multi_head(self, *args, **kwargs)
+        if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+            return getattr(attention, name)(self, *args, **kwargs)
         if name in operations.ADD:
             return self.add(*args, in_place=name in ("add_", "__iadd__"), **kwargs)
         if name in ("sub", "__sub__", "subtract"):
@@ -239,17 +237,13 @@ class Tape(TorchFunctionMode):
         """Refuse what the tape would follow wrongly."""
         name = call.name
         if any(self.origins[t].version != t._version for t in flow):
-            raise ZsuError(
-                f"{name!r} reads a tensor that was changed in place by way of a view of it",
-                where="explain",
-                remedy="use the out-of-place function in the model",
-            )
+            what = f"{name!r} reads a tensor that was changed in place by way of a view of it"
+            raise ZsuError(what, where="explain", remedy="use the out-of-place function in the model")
         if call.kwargs.get("out") is not None:
             raise ZsuError(f"{name!r} writes into out=", where="explain", remedy="use what it returns")
         if name in operations.WITH_WEIGHTS and any(t is not call.args[0] for t in flow):
-            raise ZsuError(
-                f"weights of {name!r} depend on the input", where="explain", remedy="explain a model without it"
-            )
+            what = f"weights of {name!r} depend on the input"
+            raise ZsuError(what, where="explain", remedy="explain a model without it")
 
     def note(self, out: Tensor, axes: Axes, sources: tuple[Source, ...] | None, nonnegative=False, **more) -> Tensor:
         """`out`, as a tensor that relevance flows through."""
@@ -290,11 +284,8 @@ class Tape(TorchFunctionMode):
         where = self.where(weight, name)
         if input.dim() != dim + 2 or input.shape[1] != wanted:
             shape = ", ".join(["N", str(wanted), "D", "H", "W"][:2] + ["D", "H", "W"][-dim:])
-            raise ZsuError(
-                f"its input has shape {tuple(input.shape)}, it wants ({shape})",
-                where=where,
-                remedy="pass a batch with that number of channels",
-            )
+            what = f"its input has shape {tuple(input.shape)}, it wants ({shape})"
+            raise ZsuError(what, where=where, remedy="pass a batch with that number of channels")
         value = self.value(call.func, where, input, weight, bias, stride, padding, *rest, **kwargs)
         stride, dilation = as_list(stride, dim), as_list(options["dilation"], dim)
         if padding == "same":
@@ -302,20 +293,16 @@ class Tape(TorchFunctionMode):
             if any(p % 2 for p in padding):  # torch puts the odd pixel behind
                 sides = [s for p in reversed(padding) for s in (p // 2, p - p // 2)]
                 input, padding = self.note_like(input, F.pad(input, sides)), [0] * dim
-            else:
-                padding = [p // 2 for p in padding]
-        padding = [0] * dim if padding == "valid" else as_list(padding, dim)
+            padding = [p // 2 for p in padding]
+        padding = as_list(0 if padding == "valid" else padding, dim)
         op = Conv(stride, padding, dilation, groups, transposed, as_list(options["output_padding"], dim))
         return self.weighted(name, where, op, input, weight, bias, value)
 
     def linear(self, func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         where = self.where(weight, "linear")
         if input.shape[-1] != weight.shape[1]:
-            raise ZsuError(
-                f"its input has shape {tuple(input.shape)}, it wants (..., {weight.shape[1]})",
-                where=where,
-                remedy="pass images of the size that the model was built for",
-            )
+            what = f"its input has shape {tuple(input.shape)}, it wants (..., {weight.shape[1]})"
+            raise ZsuError(what, where=where, remedy="pass images of the size that the model was built for")
         value = self.value(func, where, input, weight, bias)
         return self.weighted("linear", where, Linear(), input, weight, bias, value)
 
@@ -458,7 +445,7 @@ class Tape(TorchFunctionMode):
         axes = tuple(None if i is None else i + out.dim() - x.dim() for i in origin.axes)  # x may have been broadcast
         out = Meter.apply(out, replace(step, axes=axes), "out")
         if in_place:
-            out = Overwrite.apply(a, out)
+            out = a.copy_(out)
         return self.note(out, axes, None if axes[1] is None else repeat_sources(origin.sources, out.shape[axes[1]]))
 
     def leaf(self, constant: Tensor, step: Step) -> Tensor:

@@ -15,19 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import ZsuError
+from . import sums
 from .layers import Step
 from .rules import Base, Epsilon, Part, Portion, Rule, same
-from .sums import (
-    along_channels,
-    at_least_float32,
-    epsilon_rule,
-    inner,
-    of_samples,
-    over,
-    over_samples,
-    over_window,
-    total,
-)
+from .sums import along_channels, at_least_float32, inner, of_samples, over_samples, over_window, total
 
 BLOCK = 2**18  # values
 PARTS = ("x", "|x|", "+", "-")
@@ -153,11 +144,8 @@ class FollowRule(torch.autograd.Function):
         if step.closed:
             return None, None
         if step.x._version != step.version:
-            raise ZsuError(
-                "the input of this layer is changed in place after the layer has read it",
-                where=step.layer.name,
-                remedy="use the out-of-place function in the model",
-            )
+            what = "the input of this layer is changed in place after the layer has read it"
+            raise ZsuError(what, where=step.layer.name, remedy="use the out-of-place function in the model")
         gx = propagate(step, at_least_float32(step.z), at_least_float32(g))
         if step.replay.last:
             step.x = step.z = None
@@ -191,8 +179,8 @@ def propagate(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
 def follow_epsilon(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
     """c s of the epsilon rule, whose only base is the layer as it is, with everything but the weights in one pass."""
     share = step.share
-    c, sums, c_sums, share.magnitude, share.stabiliser = epsilon_rule(z, g, step.epsilon, step.s, step.axes)
-    share.relevance = of_samples(sums, step.replay.samples)
+    c, R_sums, c_sums, share.magnitude, share.stabiliser = sums.epsilon_rule(z, g, step.epsilon, step.s, step.axes)
+    share.relevance = of_samples(R_sums, step.replay.samples)
     if step.b is not None:
         share.bias = torch.dot(c_sums, step.b.to(c.dtype))
     return clamp_to(step.x.dtype, c)
@@ -282,11 +270,11 @@ def pre_activation(
 
 def over_stabilised(step: Weighted, portion: Tensor, zr: Tensor, b: Tensor | None) -> Tensor:
     """c = portion / (zr + sign(zr) epsilon); notes what stabiliser and bias keep."""
-    c, sums, kept = over(portion, zr, step.epsilon, step.axes)
+    c, c_sums, kept = sums.over(portion, zr, step.epsilon, step.axes)
     share = step.share
     share.stabiliser = share.stabiliser + kept
     if b is not None:
-        share.bias = share.bias + torch.dot(sums, b.to(c.dtype))
+        share.bias = share.bias + torch.dot(c_sums, b.to(c.dtype))
     return c
 
 
