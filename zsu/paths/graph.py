@@ -26,8 +26,8 @@ import pandas as pd
 
 from ..errors import ZsuError
 from ..relevance.checks import check_channel
-from ..relevance.explanation import SHARES, Relevance
 from ..relevance.layers import Share
+from ..relevance.result import SHARES, Relevance
 from .compiled import Chain, marginals, normalise
 
 
@@ -113,11 +113,11 @@ def build_graph(relevance: Relevance) -> PathGraph:
         positive relevance leads from the logit to the input.
     """
     layers = relevance.layers
-    sizes = [n.relevance.shape[1] for n in layers]
+    sizes = [layer.relevance.shape[1] for layer in layers]
     first = np.concatenate([[0], np.cumsum(sizes)])
     blocks, values, size = [], [], 0
-    for number, node in enumerate(layers):
-        for edges, targets, below, sources in runs_of(node):
+    for number, layer in enumerate(layers):
+        for edges, targets, below, sources in runs_of(layer):
             k, length = edges.shape
             begin = size + np.arange(k) * length
             blocks.append((first[number] + targets, begin, np.full(k, length), first[below] + sources))
@@ -126,8 +126,8 @@ def build_graph(relevance: Relevance) -> PathGraph:
     seed = logits_layer(relevance).relevance.sum(0)  # (classes,): the walk starts at the logits explained
     blocks.append(([first[-1]], [size], [len(seed)], [first[-2]]))
     values.append(seed.cpu().numpy())
-    kept = [sum(float(getattr(n, share)) for share in SHARES[1:]) for n in layers]
-    return assemble([n.name for n in layers], first, np.concatenate(values), blocks, kept)
+    kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) for layer in layers]
+    return assemble([layer.name for layer in layers], first, np.concatenate(values), blocks, kept)
 
 
 def assemble(
@@ -140,8 +140,7 @@ def assemble(
     ZsuError
         As `build_graph`; and a run of sources that is not below its target: a cycle.
     """
-    columns = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
-    target, begin, length, source = columns
+    target, begin, length, source = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
     layer_of = np.searchsorted(first, target, side="right") - 1
     if (source + length > first[layer_of]).any():
         raise ZsuError("a layer has a source that is not below it", where="PathGraph", remedy="take out the cycle")
@@ -155,15 +154,12 @@ def assemble(
     }
     ledger = pd.DataFrame({"layer": layers[1:], **by_layer, "kept": list(kept)[1:]})
     if not np.isfinite(total + dead + negative).all():
-        raise ZsuError(
-            "relevance of an edge is not finite", where="find_paths", remedy="check the explanation's ledger"
-        )
+        what, remedy = "relevance of an edge is not finite", "check the explanation's ledger"
+        raise ZsuError(what, where="find_paths", remedy=remedy)
     if not total[-1] > 0:
-        raise ZsuError(
-            "no positive relevance leads from the logit to the input",
-            where="find_paths",
-            remedy="explain samples with a positive logit, or hand a positive seed (N, classes) to explain",
-        )
+        remedy = "explain samples with a positive logit, or hand a positive seed (N, classes) to explain"
+        what = "no positive relevance leads from the logit to the input"
+        raise ZsuError(what, where="find_paths", remedy=remedy)
     return PathGraph(layers, first, value, total, *runs, ledger[::-1].reset_index(drop=True))
 
 
@@ -182,56 +178,46 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
 
 
 def logits_layer(relevance: Relevance) -> Share:
-    """The layer whose nodes are the logits: the last one."""
+    """The layer whose channels are the logits: the last one."""
     top = relevance.layers[-1]
     if top is not relevance.head:
         raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
     return top
 
 
-def runs_of(node: Share) -> list[tuple]:
+def runs_of(layer: Share) -> list[tuple]:
     """(edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of sources
-    of a node: row i holds the edges from a target to `length` consecutive source channels.
+    of a layer: row i holds the edges from a target to `length` consecutive source channels.
     """
-    if node.kind == "input":
+    if layer.kind == "input":
         return []
-    if not node.edges:
-        where_from(node, node.sources[0])
-        raise ZsuError("edges were not computed", where=node.name, remedy="call explain(..., edges=True)")
+    for sources in layer.sources:
+        if sources is None:
+            what = "an operation before this layer rearranges channels, so its sources are unknown"
+            remedy = "paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
+            raise ZsuError(what, where=layer.name, remedy=remedy + "nn.MultiheadAttention with attention='cp-lrp'")
+        if layer.groups > 1 and (len(sources) > 1 or sources[0].group > 1):
+            what = f"channels in groups over {'a concatenation' if len(sources) > 1 else 'flattened channels'}"
+            raise ZsuError(what, where=layer.name, remedy="not supported yet")
+    if not layer.edges:
+        raise ZsuError("edges were not computed", where=layer.name, remedy="call explain(..., edges=True)")
+    one_to_one = layer.kind == "add" or layer.groups == 0
     found: dict[tuple[int, ...], tuple] = {}
-    for edges, sources in zip(node.edges, node.sources, strict=True):
-        where_from(node, sources)
-        if node.groups > 1 and len(sources) > 1:
-            raise ZsuError("channels in groups over a concatenation", where=node.name, remedy="not supported yet")
-        one_to_one = node.kind == "add" or node.groups == 0
-        targets = np.arange(len(edges))
-        offset = 0
+    for edges, sources in zip(layer.edges, layer.sources, strict=True):
+        targets, offset = np.arange(len(edges)), 0
         for source in sources:
             width = source.channels * source.group
             if one_to_one:  # target offset + i sees channel i // group
                 mine = slice(offset, offset + width)
                 run = edges[mine].reshape(-1, 1), targets[mine], source.layer, np.arange(width) // source.group
-            elif node.groups == 1:
-                part = edges[:, offset : offset + width]
-                part = part.unflatten(1, (source.channels, source.group)).sum(2) if source.group > 1 else part
-                run = part, targets, source.layer, np.zeros_like(targets)  # (K, C group) -> (K, C)
+            elif layer.groups == 1:
+                part = edges[:, offset : offset + width].unflatten(1, (source.channels, source.group))
+                part = part.squeeze(2) if source.group == 1 else part.sum(2)  # (K, C, group) -> (K, C)
+                run = part, targets, source.layer, np.zeros_like(targets)
             else:  # target k sees the J / groups channels of its own group
-                if source.group > 1:
-                    raise ZsuError("groups over flattened channels", where=node.name, remedy="not supported yet")
-                per_group = len(edges) // node.groups
+                per_group = len(edges) // layer.groups
                 run = edges, targets, source.layer, targets // per_group * edges.shape[1]
             key = (source.layer, offset, width, source.group) if one_to_one else (source.layer,)
             found[key] = run if key not in found else (found[key][0] + run[0], *run[1:])
             offset += width
     return list(found.values())
-
-
-def where_from(node: Share, sources) -> None:
-    """Refuse a layer whose channels come from nobody knows where."""
-    if sources is None:
-        raise ZsuError(
-            "an operation before this layer rearranges channels, so its sources are unknown",
-            where=node.name,
-            remedy="paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
-            "nn.MultiheadAttention with attention='cp-lrp'",
-        )

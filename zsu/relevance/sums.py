@@ -131,13 +131,8 @@ def over_positions(t: Tensor, axes: Axes) -> Tensor:
     return t if batch < channel else t.T
 
 
-def by_sample(t: Tensor, axes: Axes, samples: int) -> Tensor:
-    """`over_positions` with the windows of each sample, that some models spread over the batch axis, summed too."""
-    return of_samples(over_positions(t, axes), samples)
-
-
 def of_samples(t: Tensor, samples: int) -> Tensor:
-    """(N windows, K) -> (N, K); (1, K) stays."""
+    """(N windows, K) -> (N, K), where a model spreads windows of each sample over the batch axis; (1, K) stays."""
     return t if len(t) in (1, samples) else t.unflatten(0, (samples, -1)).sum(1)
 
 

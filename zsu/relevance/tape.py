@@ -36,6 +36,7 @@ from .checks import unrelated
 from .layers import Layer, Replay, Share, Source, Step
 from .operations import Call, as_list, tensors_in
 from .origins import Origin, origin_after, repeat_sources
+from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
 from .sums import Axes, at_least_float32, inner
 from .weighted import Affine, Conv, FollowRule, Linear, Weighted, channel_axis
@@ -54,15 +55,6 @@ class Tap(NamedTuple):
     edge: GradientEdge  # where the graph of autograd can be cut into
     axes: Axes
     value: Tensor
-
-
-class Found(NamedTuple):
-    """What one backward pass finds; see `zsu.relevance.Relevance`."""
-
-    input: Tensor
-    layers: list[Share]
-    head: Share | None
-    rows: list[Share]
 
 
 class Tape(TorchFunctionMode):
@@ -112,7 +104,7 @@ class Tape(TorchFunctionMode):
 
     # -- replay
 
-    def backward(self, weights: Tensor, last: bool = True) -> Found:
+    def backward(self, weights: Tensor, last: bool = True) -> Relevance:
         """Hand logits * weights back to the input. No pass can follow the last one."""
         self.replay.begin(last)
         first, *others = self.gradients(weights, retain=not last)
@@ -131,7 +123,8 @@ class Tape(TorchFunctionMode):
         complete = len(sources) == 1 and sources[0].group == 1 and sources[0].channels == self.logits.shape[1]
         head = reached.get(self.layers[sources[0].layer]) if complete else None
         layers = [reached[layer] for layer in self.layers if layer in reached]
-        return Found(relevance, layers, head, list(reached.values()))
+        logits = self.logits.detach()
+        return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()))
 
     def reached(self) -> dict[Layer, Share]:
         """What the pass has found, where relevance came by: with unique names (conv, conv#2), numbered without gaps."""
