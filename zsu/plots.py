@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import ZsuError
 from .paths.graph import PathGraph, build_graph
 from .paths.search import Paths
-from .relevance.explanation import Relevance
+from .relevance import Relevance
 
 HEAT = "RdBu_r"  # red speaks for the class, blue against it, white is 0
 ORANGE, BLUE, GREY = "#b34700", "#20639b", "#767676"  # also told apart without colour vision

@@ -14,8 +14,8 @@ from .errors import ZsuError
 from .evaluation import Report
 from .paths.graph import build_graph
 from .paths.search import find_paths
+from .relevance import explain_contrast, explain_each
 from .relevance.composites import Rules
-from .relevance.explanation import explain_contrast, explain_each
 
 SMALL = {"dpi": 72, "bbox_inches": "tight"}  # pictures, of which a page holds many
 # With the slider the bar of tabs says nothing new. (p- is what ipywidgets 7 calls it, lm- what 8 does.)

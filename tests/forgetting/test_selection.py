@@ -16,13 +16,13 @@ from zsu.forgetting.selection import (
     select_neurons,
     weight_blocks,
 )
-from zsu.relevance.tape import Node
+from zsu.relevance.layers import Layer, Share
 
 pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
 
 
 def most_frequent(relevance, k, number):
-    return highest(count_in_top(Node("linear", "fc", relevance=torch.tensor(relevance)), k), number).tolist()
+    return highest(count_in_top(Share(Layer("linear", "fc"), torch.tensor(relevance)), k), number).tolist()
 
 
 def test_most_frequent_by_hand():

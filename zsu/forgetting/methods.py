@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ZsuError, check_count, warn
 from ..inside import logit_layer
-from ..relevance.explanation import Relevance, explain, explain_each
+from ..relevance import Relevance, explain, explain_each
 from .perturb import Patch, Selection, check_noise, perturb
 from .rerouting import module_of, reroute, wanted_outputs
 from .selection import (
@@ -350,7 +350,7 @@ class HeadNpp(Perturbing):
         if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
             raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
         (source,) = head.sources[0]
-        below = relevance.layers[source.node]
+        below = relevance.layers[source.layer]
         k = self.k or a_tenth(below)
         check_k(below, max(k, self.perturbed or 0))
         neurons = highest(count_in_top(below, k), self.perturbed or 2 * k)

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from .. import data
 from ..errors import ZsuError
 from ..inside import watch_inputs
-from ..relevance.layers import at_least_float32
+from ..relevance.sums import at_least_float32
 from .methods import Edit, Method, no_rows
 
 BATCH_SIZE = 80

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ..data import batches, classes, counts, histogram, samples, targets
 from ..errors import ZsuError, is_integer, warn
 from ..inside import logits_of, placed
-from ..relevance.explanation import check_input, check_logits, check_model, forward, output_weights
+from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
 from .methods import BiasShift, HeadNpp, LraNpp, Mask, Method, Paths, Random, Zeroed, no_rows
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
 from .perturb import Patch, model_hash

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..data import batches, targets
 from ..errors import ZsuError
 from ..inside import watch_inputs
-from ..relevance.explanation import Relevance
+from ..relevance import Relevance
 
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
 NEIGHBOURS = 0.3  # their weight in the geometric mean

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..errors import ZsuError, check_count
 from ..paths.graph import build_graph
 from ..paths.search import best_through
-from ..relevance.explanation import Relevance, check_channel
-from ..relevance.tape import Node
+from ..relevance import Relevance
+from ..relevance.checks import check_channel
+from ..relevance.layers import Share
 from .perturb import Selection
 
 # --- neurons --------------------------------------------------------------------------------------------------
@@ -95,7 +96,7 @@ def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[st
     return merge_by_parameter(parts)
 
 
-def hidden_layers(relevance: Relevance) -> list[Node]:
+def hidden_layers(relevance: Relevance) -> list[Share]:
     """Layers with a weight parameter, without the one that computes the logits."""
     hidden = [n for n in relevance.layers[:-1] if n.weight]
     for node in hidden:
@@ -106,7 +107,7 @@ def hidden_layers(relevance: Relevance) -> list[Node]:
     return hidden
 
 
-def choose_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[Node]:
+def choose_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[Share]:
     """The hidden layers with weights, or those of them that are named."""
     nodes = hidden_layers(relevance)
     if layers is None:
@@ -119,21 +120,21 @@ def choose_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[No
     return [n for n in nodes if n.name in layers]
 
 
-def refuse_transposed(node: Node) -> None:
+def refuse_transposed(node: Share) -> None:
     """Weights (J, K, ...) instead of (K, J, ...) are not taken apart here."""
     if node.kind.startswith("conv_transpose"):
         remedy = "edit the head alone, as zsu.forget(..., 'head-npp') or 'mask' does"
         raise ZsuError("a transposed convolution", where=node.name, remedy=remedy)
 
 
-def check_k(node: Node, k: int) -> None:
+def check_k(node: Share, k: int) -> None:
     """Refuse more neurons than the layer has."""
     neurons = node.relevance.shape[1]
     if k > neurons:
         raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
 
 
-def a_tenth(node: Node) -> int:
+def a_tenth(node: Share) -> int:
     """Of the node's neurons, at least 1."""
     return max(1, round(node.relevance.shape[1] / 10))
 
@@ -144,7 +145,7 @@ def highest(score: np.ndarray, number: int) -> Tensor:
     return torch.from_numpy(order[score[order] > 0])
 
 
-def count_in_top(node: Node, k: int) -> np.ndarray:
+def count_in_top(node: Share, k: int) -> np.ndarray:
     """For each neuron the number of samples that have it among their k most relevant, plus a fraction for its share of
     the positive relevance, which breaks ties; 0 where no sample has it. float64 (K,)
     """
@@ -216,7 +217,7 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         size = int(np.prod(window, initial=1))
         offset = 0
         for source in node.sources[0]:
-            here = rows[rows["below"] == source.node]
+            here = rows[rows["below"] == source.layer]
             if node.groups > 1:
                 column = here["source"] - here["channel"] // (k // node.groups) * j
             else:

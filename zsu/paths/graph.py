@@ -25,9 +25,10 @@ import numpy as np
 import pandas as pd
 
 from ..errors import ZsuError
-from ..relevance.explanation import SHARES, Relevance, check_channel
-from ..relevance.fused import ONE_PASS
-from ..relevance.tape import Node
+from ..relevance.checks import check_channel
+from ..relevance.layers import Share
+from ..relevance.result import SHARES, Relevance
+from .compiled import Chain, marginals, normalise
 
 
 @dataclass(eq=False)
@@ -69,9 +70,9 @@ class PathGraph:
         return int(self.first[-1])
 
     @property
-    def arrays(self) -> tuple[np.ndarray, ...]:
+    def chain(self) -> Chain:
         """What the compiled functions take."""
-        return self.weight, self.total, self.run_of, self.run_begin, self.run_length, self.run_source
+        return Chain(self.weight, self.total, self.run_of, self.run_begin, self.run_length, self.run_source)
 
     def number(self, layer: str, channel: int) -> int:
         """The node of a layer's channel; `ZsuError` where there is none."""
@@ -83,11 +84,11 @@ class PathGraph:
 
     def visits(self) -> np.ndarray:
         """float64 (nodes,): share of all paths that lead through each node; the last is `start`, with 1."""
-        return marginals(*self.arrays)[0]
+        return marginals(self.chain)[0]
 
     def flow(self) -> np.ndarray:
         """float64 (edges,): share of all paths that use each edge."""
-        return marginals(*self.arrays)[1]
+        return marginals(self.chain)[1]
 
     def visits_by_layer(self) -> dict[str, np.ndarray]:
         """`visits` (channels,) by the name of the layer."""
@@ -112,11 +113,11 @@ def build_graph(relevance: Relevance) -> PathGraph:
         positive relevance leads from the logit to the input.
     """
     layers = relevance.layers
-    sizes = [n.relevance.shape[1] for n in layers]
+    sizes = [layer.relevance.shape[1] for layer in layers]
     first = np.concatenate([[0], np.cumsum(sizes)])
     blocks, values, size = [], [], 0
-    for number, node in enumerate(layers):
-        for edges, targets, below, sources in runs_of(node):
+    for number, layer in enumerate(layers):
+        for edges, targets, below, sources in runs_of(layer):
             k, length = edges.shape
             begin = size + np.arange(k) * length
             blocks.append((first[number] + targets, begin, np.full(k, length), first[below] + sources))
@@ -125,8 +126,8 @@ def build_graph(relevance: Relevance) -> PathGraph:
     seed = logits_layer(relevance).relevance.sum(0)  # (classes,): the walk starts at the logits explained
     blocks.append(([first[-1]], [size], [len(seed)], [first[-2]]))
     values.append(seed.cpu().numpy())
-    kept = [sum(float(getattr(n, share)) for share in SHARES[1:]) for n in layers]
-    return assemble([n.name for n in layers], first, np.concatenate(values), blocks, kept)
+    kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) for layer in layers]
+    return assemble([layer.name for layer in layers], first, np.concatenate(values), blocks, kept)
 
 
 def assemble(
@@ -139,8 +140,7 @@ def assemble(
     ZsuError
         As `build_graph`; and a run of sources that is not below its target: a cycle.
     """
-    columns = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
-    target, begin, length, source = columns
+    target, begin, length, source = (np.concatenate(c).astype(np.int64) for c in zip(*blocks, strict=True))
     layer_of = np.searchsorted(first, target, side="right") - 1
     if (source + length > first[layer_of]).any():
         raise ZsuError("a layer has a source that is not below it", where="PathGraph", remedy="take out the cycle")
@@ -154,15 +154,12 @@ def assemble(
     }
     ledger = pd.DataFrame({"layer": layers[1:], **by_layer, "kept": list(kept)[1:]})
     if not np.isfinite(total + dead + negative).all():
-        raise ZsuError(
-            "relevance of an edge is not finite", where="find_paths", remedy="check the explanation's ledger"
-        )
+        what, remedy = "relevance of an edge is not finite", "check the explanation's ledger"
+        raise ZsuError(what, where="find_paths", remedy=remedy)
     if not total[-1] > 0:
-        raise ZsuError(
-            "no positive relevance leads from the logit to the input",
-            where="find_paths",
-            remedy="explain samples with a positive logit, or hand a positive seed (N, classes) to explain",
-        )
+        remedy = "explain samples with a positive logit, or hand a positive seed (N, classes) to explain"
+        what = "no positive relevance leads from the logit to the input"
+        raise ZsuError(what, where="find_paths", remedy=remedy)
     return PathGraph(layers, first, value, total, *runs, ledger[::-1].reset_index(drop=True))
 
 
@@ -180,101 +177,47 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
     return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [(owner, *runs)], nothing)
 
 
-def logits_layer(relevance: Relevance) -> Node:
-    """The layer whose nodes are the logits: the last one."""
+def logits_layer(relevance: Relevance) -> Share:
+    """The layer whose channels are the logits: the last one."""
     top = relevance.layers[-1]
     if top is not relevance.head:
         raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
     return top
 
 
-def runs_of(node: Node) -> list[tuple]:
+def runs_of(layer: Share) -> list[tuple]:
     """(edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of sources
-    of a node: row i holds the edges from a target to `length` consecutive source channels.
+    of a layer: row i holds the edges from a target to `length` consecutive source channels.
     """
-    if node.kind == "input":
+    if layer.kind == "input":
         return []
-    if not node.edges:
-        where_from(node, node.sources[0])
-        raise ZsuError("edges were not computed", where=node.name, remedy="call explain(..., edges=True)")
+    for sources in layer.sources:
+        if sources is None:
+            what = "an operation before this layer rearranges channels, so its sources are unknown"
+            remedy = "paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
+            raise ZsuError(what, where=layer.name, remedy=remedy + "nn.MultiheadAttention with attention='cp-lrp'")
+        if layer.groups > 1 and (len(sources) > 1 or sources[0].group > 1):
+            what = f"channels in groups over {'a concatenation' if len(sources) > 1 else 'flattened channels'}"
+            raise ZsuError(what, where=layer.name, remedy="not supported yet")
+    if not layer.edges:
+        raise ZsuError("edges were not computed", where=layer.name, remedy="call explain(..., edges=True)")
+    one_to_one = layer.kind == "add" or layer.groups == 0
     found: dict[tuple[int, ...], tuple] = {}
-    for edges, sources in zip(node.edges, node.sources, strict=True):
-        where_from(node, sources)
-        if node.groups > 1 and len(sources) > 1:
-            raise ZsuError("channels in groups over a concatenation", where=node.name, remedy="not supported yet")
-        one_to_one = node.kind == "add" or node.groups == 0
-        targets = np.arange(len(edges))
-        offset = 0
+    for edges, sources in zip(layer.edges, layer.sources, strict=True):
+        targets, offset = np.arange(len(edges)), 0
         for source in sources:
             width = source.channels * source.group
             if one_to_one:  # target offset + i sees channel i // group
                 mine = slice(offset, offset + width)
-                run = edges[mine].reshape(-1, 1), targets[mine], source.node, np.arange(width) // source.group
-            elif node.groups == 1:
-                part = edges[:, offset : offset + width]
-                part = part.unflatten(1, (source.channels, source.group)).sum(2) if source.group > 1 else part
-                run = part, targets, source.node, np.zeros_like(targets)  # (K, C group) -> (K, C)
+                run = edges[mine].reshape(-1, 1), targets[mine], source.layer, np.arange(width) // source.group
+            elif layer.groups == 1:
+                part = edges[:, offset : offset + width].unflatten(1, (source.channels, source.group))
+                part = part.squeeze(2) if source.group == 1 else part.sum(2)  # (K, C, group) -> (K, C)
+                run = part, targets, source.layer, np.zeros_like(targets)
             else:  # target k sees the J / groups channels of its own group
-                if source.group > 1:
-                    raise ZsuError("groups over flattened channels", where=node.name, remedy="not supported yet")
-                per_group = len(edges) // node.groups
-                run = edges, targets, source.node, targets // per_group * edges.shape[1]
-            key = (source.node, offset, width, source.group) if one_to_one else (source.node,)
+                per_group = len(edges) // layer.groups
+                run = edges, targets, source.layer, targets // per_group * edges.shape[1]
+            key = (source.layer, offset, width, source.group) if one_to_one else (source.layer,)
             found[key] = run if key not in found else (found[key][0] + run[0], *run[1:])
             offset += width
     return list(found.values())
-
-
-def where_from(node: Node, sources) -> None:
-    """Refuse a layer whose channels come from nobody knows where."""
-    if sources is None:
-        raise ZsuError(
-            "an operation before this layer rearranges channels, so its sources are unknown",
-            where=node.name,
-            remedy="paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
-            "nn.MultiheadAttention with attention='cp-lrp'",
-        )
-
-
-@ONE_PASS
-def normalise(value, run_of, run_begin, run_length, run_source, inputs):
-    """In place: edge relevance -> what is walked. Sums over each node's edges: walked, to dead ends, negative."""
-    nodes = len(run_of) - 1
-    total, dead, negative = np.zeros(nodes), np.zeros(nodes), np.zeros(nodes)
-    alive = np.zeros(nodes, value.dtype)
-    alive[:inputs] = 1
-    for k in range(inputs, nodes):
-        walked, ended, below_zero = 0.0, 0.0, 0.0
-        for r in range(run_of[k], run_of[k + 1]):
-            row = value[run_begin[r] : run_begin[r] + run_length[r]]
-            below = alive[run_source[r] : run_source[r] + run_length[r]]
-            for m in range(len(row)):
-                positive = row[m] if row[m] > 0 else row.dtype.type(0)
-                on = positive * below[m]
-                walked += on
-                ended += positive - on
-                below_zero += row[m] - positive
-                row[m] = on
-        total[k], dead[k], negative[k] = walked, ended, below_zero
-        alive[k] = total[k] > 0
-    return total, dead, negative
-
-
-@ONE_PASS
-def marginals(weight, total, run_of, run_begin, run_length, run_source):
-    """Share of the walks from the top that lead through each node, m(k), and along each edge, m(k) p(j|k)."""
-    nodes = len(run_of) - 1
-    visits = np.zeros(nodes)
-    visits[nodes - 1] = 1.0
-    flow = np.zeros(len(weight))
-    for k in range(nodes - 1, -1, -1):
-        if total[k] > 0:
-            share = visits[k] / total[k]
-            for r in range(run_of[k], run_of[k + 1]):
-                row = weight[run_begin[r] : run_begin[r] + run_length[r]]
-                along = flow[run_begin[r] : run_begin[r] + run_length[r]]
-                below = visits[run_source[r] : run_source[r] + run_length[r]]
-                for m in range(len(row)):
-                    along[m] = share * row[m]
-                    below[m] += along[m]
-    return visits, flow

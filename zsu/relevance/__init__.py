@@ -2,7 +2,8 @@
 
 from .comparison import compare
 from .composites import Composite, Rules
-from .explanation import Relevance, activations, explain, explain_contrast, explain_each, explain_paths
+from .explanation import activations, explain, explain_contrast, explain_each, explain_paths
+from .result import Relevance
 from .rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Rule, WSquare
 
 __all__ = [

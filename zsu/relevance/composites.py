@@ -5,13 +5,13 @@ Sources: Montavon et al. (2019), LNCS 11700, sec. 10.3; Kohlbrenner et al. (2020
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from ..errors import ZsuError
-from .layers import Layer
 from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
+from .weighted import Weighted
 
 
 @dataclass(frozen=True)
@@ -35,27 +35,27 @@ class Composite:
     last: Rule | str | None = None
     names: Mapping[str, Rule | str] = field(default_factory=dict)
 
-    def assign(self, layers: Iterable[Layer], last: Layer | None) -> None:
+    def assign(self, steps: Sequence[Weighted], last: Weighted | None) -> None:
         """Give each layer its rule; `ZsuError` for a name that no layer has and for unknown rules."""
         if not isinstance(self.names, Mapping) or not all(isinstance(name, str) for name in self.names):
             raise ZsuError(f"names are {self.names!r}", where="Composite", remedy="map names of layers to rules")
         unused = dict(self.names)
-        for layer in layers:
-            kind = "norm" if layer.op.groups == 0 else "linear" if layer.node.kind == "linear" else "conv"
+        for step in steps:
+            kind = "norm" if step.op.groups == 0 else "linear" if step.layer.kind == "linear" else "conv"
             rule = getattr(self, kind)
-            if self.last is not None and layer is last:
+            if self.last is not None and step is last:
                 rule = self.last
-            if self.first is not None and layer.reads_input:
+            if self.first is not None and step.reads_input:
                 rule = self.first
             for pattern in self.names:
-                if fnmatch(layer.node.name, pattern):
+                if fnmatch(step.layer.name, pattern):
                     rule = self.names[pattern]
                     unused.pop(pattern, None)
-            layer.rule = as_rule(rule)
-            if layer.reads_input:
-                layer.rule.check(layer.x.detach())
+            step.rule = as_rule(rule)
+            if step.reads_input:
+                step.rule.check(step.x.detach())
         if unused:
-            known = ", ".join(layer.node.name for layer in layers)
+            known = ", ".join(step.layer.name for step in steps)
             raise ZsuError(f"no layer is called {', '.join(unused)}", where="Composite", remedy=f"use one of {known}")
 
 

@@ -34,7 +34,8 @@ from ..errors import ZsuError
 
 Part = str | float | Tensor
 Base = tuple[Part, Callable[[Tensor], Tensor]]
-Split = tuple[list[Base], list[tuple[Tensor, list[float], Tensor | None]]]
+Portion = tuple[Tensor, list[float], Tensor | None]
+Split = tuple[list[Base], list[Portion]]
 
 
 def same(w: Tensor) -> Tensor:
@@ -67,9 +68,8 @@ class Rule:
 
     def __post_init__(self):
         if not 0 < self.epsilon < math.inf:
-            raise ZsuError(
-                f"epsilon is {self.epsilon}", where=type(self).__name__, remedy="use a finite number above 0"
-            )
+            what, remedy = f"epsilon is {self.epsilon}", "use a finite number above 0"
+            raise ZsuError(what, where=type(self).__name__, remedy=remedy)
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         """Bases and portions, see the module's docstring."""
@@ -138,11 +138,8 @@ class AlphaBeta(Rule):
     def __post_init__(self):
         super().__post_init__()
         if not (0 <= self.beta < math.inf and abs(self.alpha - self.beta - 1) <= 1e-9):
-            raise ZsuError(
-                f"alpha={self.alpha}, beta={self.beta} do not keep the sum of relevance",
-                where="AlphaBeta",
-                remedy="choose beta >= 0 and alpha = 1 + beta",
-            )
+            what = f"alpha={self.alpha}, beta={self.beta} do not keep the sum of relevance"
+            raise ZsuError(what, where="AlphaBeta", remedy="choose beta >= 0 and alpha = 1 + beta")
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         up = (self.alpha * R, [1.0, 1.0, 0.0, 0.0], positive(b))
@@ -171,11 +168,9 @@ class Box(Rule):
         """`ZsuError` for inputs outside the box."""
         low, high = (torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (self.low, self.high))
         if (x < low).any() or (x > high).any():
-            raise ZsuError(
-                f"inputs from {float(x.min()):.4g} to {float(x.max()):.4g} leave the box",
-                where="Box",
-                remedy="give the least and the greatest value that inputs can have as Box(low, high)",
-            )
+            remedy = "give the least and the greatest value that inputs can have as Box(low, high)"
+            what = f"inputs from {float(x.min()):.4g} to {float(x.max()):.4g} leave the box"
+            raise ZsuError(what, where="Box", remedy=remedy)
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         return [("x", same), (self.low, positive), (self.high, negative)], [(R, [1.0, -1.0, -1.0], None)]

@@ -656,7 +656,7 @@ def test_a_plain_model_used_afterwards_is_unaffected(small):
     (before,) = torch.autograd.grad(layer(x).sum(), x)
     functions = {n: getattr(F, n) for n in ("relu", "conv2d", "linear", "batch_norm")}
     explain(small, rand(1, 1, 28, 28), 1)
-    with pytest.raises(ZsuError):
+    with pytest.raises(ZsuError, match="'sigmoid' has no relevance rule"):
         explain(nn.Sequential(nn.Linear(3, 4), nn.Sigmoid()).double().eval(), rand(2, 3), 0)
     (after,) = torch.autograd.grad(layer(x).sum(), x)
     assert torch.equal(before, after)
@@ -751,18 +751,18 @@ def test_bad_arguments_are_refused(small, x, target, rules, match):
 
 
 def test_bad_rules_are_refused():
-    for make in (
-        lambda: Epsilon(epsilon=0),
-        lambda: AlphaBeta(1, 1),
-        lambda: AlphaBeta(1.5, 0.501),
-        lambda: AlphaBeta(0.5, -0.5),
-        lambda: Gamma(-1),
-        lambda: Gamma(float("inf")),
-        lambda: Epsilon(epsilon=float("inf")),
-        lambda: AlphaBeta(float("nan"), 1),
-        lambda: AlphaBeta(float("inf"), float("inf")),
+    for make, match in (
+        (lambda: Epsilon(epsilon=0), "Epsilon: epsilon is 0. use a finite number above 0"),
+        (lambda: AlphaBeta(1, 1), "alpha=1, beta=1 do not keep the sum"),
+        (lambda: AlphaBeta(1.5, 0.501), "do not keep the sum"),
+        (lambda: AlphaBeta(0.5, -0.5), "choose beta >= 0"),
+        (lambda: Gamma(-1), "Gamma: gamma is -1. use a finite number of at least 0"),
+        (lambda: Gamma(float("inf")), "gamma is inf"),
+        (lambda: Epsilon(epsilon=float("inf")), "epsilon is inf"),
+        (lambda: AlphaBeta(float("nan"), 1), "alpha=nan"),
+        (lambda: AlphaBeta(float("inf"), float("inf")), "alpha=inf"),
     ):
-        with pytest.raises(ZsuError):
+        with pytest.raises(ZsuError, match=match):
             make()
 
 

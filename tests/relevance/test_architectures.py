@@ -24,11 +24,14 @@ from zsu.relevance.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, Rule, WSqu
 from zsu.relevance.tape import Tape
 
 TINY = Epsilon(epsilon=1e-30)
-EXPLAINED = {
-    "alexnet": 64, "vgg11": 32, "vgg16": 32, "vgg11_bn": 32, "resnet18": 32, "resnet50": 32, "densenet121": 32,
-    "googlenet": 32, "squeezenet1_0": 32, "mobilenet_v2": 32, "mobilenet_v3_small": 32, "efficientnet_b0": 32,
-    "convnext_tiny": 32, "regnet_x_400mf": 32, "regnet_y_400mf": 32, "shufflenet_v2_x1_0": 32, "inception_v3": 80,
-    "vit_b_16": 32, "swin_t": 64,
+EXPLAINED = {  # one of each family, and the others, which `make large` runs
+    "alexnet": 64, "vgg11_bn": 32, "resnet18": 32, "densenet121": 32, "googlenet": 32, "squeezenet1_0": 32,
+    "mobilenet_v3_small": 32, "convnext_tiny": 32, "regnet_y_400mf": 32, "shufflenet_v2_x1_0": 32, "vit_b_16": 32,
+    "swin_t": 64,
+}  # fmt: skip
+LARGE = {
+    "vgg11": 32, "vgg16": 32, "resnet50": 32, "mobilenet_v2": 32, "efficientnet_b0": 32, "regnet_x_400mf": 32,
+    "inception_v3": 80,
 }  # fmt: skip
 REFUSED = {"swin_v2_t": "'normalize'", "maxvit_t": "'einsum'"}
 
@@ -115,10 +118,11 @@ def closes(result, tolerance=1e-9):
     assert (ledger["gap"].abs() <= tolerance * scale.fillna(0) + 1e-300).all()
 
 
-@pytest.mark.parametrize("name", EXPLAINED)
+@pytest.mark.parametrize("name", [*EXPLAINED, *(pytest.param(name, marks=pytest.mark.large) for name in LARGE)])
 def test_torchvision_unmodified_equals_gradient_times_input_with_constant_factors(name):
-    model = pretrained_like(name, EXPLAINED[name])
-    x = rand(2, 3, EXPLAINED[name], EXPLAINED[name], seed=1)
+    size = (EXPLAINED | LARGE)[name]
+    model = pretrained_like(name, size)
+    x = rand(2, 3, size, size, seed=1)
     expected, logits = gradient_times_input(model, x, 3)
     result = explain(model, x, 3, TINY, edges=False)
     assert (result.logits - logits).abs().max() <= 1e-9 * logits.abs().max()
@@ -642,6 +646,19 @@ def test_a_stabiliser_that_keeps_the_relevance_is_said():
         explain(linear([[1.0]]).double().eval(), torch.tensor([[1e-6]]).double(), 0)
 
 
+def test_a_rule_derived_from_epsilon_is_asked_and_not_taken_for_it():
+    class Bare(Epsilon):
+        """Without the bias in the denominator."""
+
+        def __call__(self, R, z, b, nonnegative):
+            return [("x", same)], [(R, [1.0], None)]
+
+    model = nn.Linear(1, 1).double().eval()
+    model.weight.data, model.bias.data = torch.tensor([[2.0]]).double(), torch.tensor([1.0]).double()
+    x = torch.ones(1, 1).double()  # z = 2 + 1
+    assert [float(explain(model, x, 0, rule(1e-12)).input) for rule in (Epsilon, Bare)] == pytest.approx([2, 3])
+
+
 @pytest.mark.parametrize(
     ("bases", "coefficients", "match"),
     [
@@ -696,7 +713,7 @@ def test_one_pass_over_memory_gives_what_torch_gives(name, rule, monkeypatch):
         "tiny vit": lambda: (tiny_vit(), rand(3, 1, 8, 8)),
     }[name]()
     fast = explain(model, x, 1, rule)
-    monkeypatch.setattr("zsu.relevance.fused.fits", lambda *_: False)
+    monkeypatch.setattr("zsu.relevance.sums.fits", lambda *_: False)
     plain = explain(model, x, 1, rule)
     assert (fast.input - plain.input).abs().max() <= 1e-10 * plain.input.abs().max()
     assert edges_differ(fast, plain) <= 1e-10

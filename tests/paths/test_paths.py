@@ -413,7 +413,7 @@ def walks(result):
         for sources in node.sources:
             offset = 0
             for source in sources:
-                name = result.layers[source.node].name
+                name = result.layers[source.layer].name
                 for k in range(node.relevance.shape[1]):
                     if node.kind == "add" or node.groups == 0:
                         channels = [(k - offset) // source.group] if 0 <= k - offset < source.channels else []
@@ -746,7 +746,7 @@ def test_options_that_are_refused(options, match):
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, None, "3"])
 def test_k_that_is_no_number_of_paths_is_refused(k):
-    with pytest.raises(ZsuError, match="no limit. give k" if k is None else f"k is {k!r}. ask for at least one path"):
+    with pytest.raises(ZsuError, match="no limit. give k" if k is None else f"k is {k!r}. pass an integer k >= 1"):
         find_paths(explained("sequential"), k)
 
 

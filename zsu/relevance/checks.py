@@ -1,0 +1,99 @@
+"""What `explain` checks: the model, the images, the logits, the target, the number of a channel."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ZsuError, is_integer
+from ..inside import check_eval
+
+HOOKS = "zsu.explain cannot follow checkpoints and other hooks on saved tensors"
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """The logits; what torch refuses on the way is said in one line."""
+    try:
+        return model(x)
+    except RuntimeError as error:
+        what = HOOKS if HOOKS in str(error) else str(error).strip().splitlines()[0].rstrip(".")
+        remedy = "explain the model without checkpoints" if what is HOOKS else "pass a batch that the model can take"
+        raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse models whose forward pass the tape cannot see, or that are in train mode."""
+    if not isinstance(model, nn.Module):
+        raise ZsuError(f"the model is a {type(model).__name__}", where="explain", remedy="pass an nn.Module")
+    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise ZsuError(f"a {type(model).__name__}", where="explain", remedy="pass the plain module inside it")
+    try:
+        inspect.signature(model.forward).bind(None)
+    except TypeError as error:
+        what, remedy = f"forward does not take one input ({error})", "wrap it in a module that takes the batch alone"
+        raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
+    training = next((name for name, module in model.named_modules() if module.training), "")
+    check_eval(model, where=training or type(model).__name__)
+
+
+def check_input(model: nn.Module, x: Tensor) -> None:
+    """Refuse what is not a finite batch of the model's dtype and device."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise ZsuError(f"x is {kind}", where="x", remedy="pass a floating-point tensor (N, C, H, W)")
+    if x.layout != torch.strided or x.is_meta:
+        what = f"x is {'on meta' if x.is_meta else x.layout}"
+        raise ZsuError(what, where="x", remedy="pass a dense tensor with values")
+    if x.dim() < 2 or len(x) == 0:
+        raise ZsuError(f"x has shape {tuple(x.shape)}", where="x", remedy="pass a batch (N, C, H, W) with N >= 1")
+    like = next(model.parameters(), None)
+    if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
+        what = f"x is {x.dtype} on {x.device}, the model is {like.dtype} on {like.device}"
+        raise ZsuError(what, where="x", remedy="move one to the other with .to(...)")
+    if not x.isfinite().all():
+        raise ZsuError("x contains NaN or infinity", where="x", remedy="clean the input")
+
+
+def check_logits(model: nn.Module, logits: Tensor) -> None:
+    """Refuse outputs that are not finite logits (N, classes)."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ZsuError(f"the model's output is {shape}", where="explain", remedy="return logits of shape (N, classes)")
+    if not logits.isfinite().all():
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        broken = next((name for name, t in tensors if not t.isfinite().all()), None)
+        remedy = f"{broken} holds NaN or infinity" if broken else "check the size of the model's activations"
+        raise ZsuError("the logits are not finite", where="explain", remedy=remedy)
+
+
+def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:
+    """Weights (N, classes) with logits * weights = relevance of the outputs, after a check of the target."""
+    n, classes = logits.shape
+    try:
+        target = torch.as_tensor(target, device=logits.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ZsuError(f"target is {target!r}", where="target", remedy="pass the index of a class") from error
+    if target.is_floating_point() and target.shape == logits.shape and target.isfinite().all():
+        return target.to(logits.dtype) / torch.where(logits == 0, 1, logits)
+    whole = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+    if not whole or target.dim() > 1 or target.numel() not in (1, n):
+        remedy = "pass a class, classes (N,), or a finite floating seed (N, classes)"
+        raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy=remedy)
+    if target.min() < 0 or target.max() >= classes:
+        wrong = target.min() if target.min() < 0 else target.max()
+        raise ZsuError(f"class {int(wrong)} of {classes}", where="target", remedy=f"use 0 to {classes - 1}")
+    return torch.zeros_like(logits).scatter_(1, target.long().expand(n)[:, None], 1.0)
+
+
+def unrelated() -> ZsuError:
+    """Why there is no relevance of the input."""
+    remedy = "use no detach or no_grad in the model"
+    return ZsuError("the output does not depend on the input", where="explain", remedy=remedy)
+
+
+def check_channel(layer: str, channel: int, size: int) -> None:
+    """Refuse what is no number of a channel."""
+    if not is_integer(channel) or not 0 <= channel < size:
+        raise ZsuError(f"channel {channel!r} of {size}", where=layer, remedy=f"use 0 to {size - 1}")

@@ -1,0 +1,92 @@
+"""Which functions of torch do what with relevance, by name, and how their arguments are read."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+CONV = {"conv1d", "conv2d", "conv3d"}
+CONV_TRANSPOSE = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
+WITH_WEIGHTS = CONV | CONV_TRANSPOSE | set("linear batch_norm layer_norm group_norm prelu".split())
+ADD = set("add add_ __add__ __radd__ __iadd__".split())
+# f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
+PER_CHANNEL = set(
+    "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+    "contiguous clone pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
+    "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
+)
+# f(0) = 0, bending elsewhere: R goes through whole.
+BENDING = set("relu6 hardtanh hardtanh_ gelu silu elu elu_ selu selu_ celu celu_ mish hardswish tanh tanh_".split())
+BENDING |= set("softsign tanhshrink hardshrink softshrink".split())
+# Values stay, axes move.
+RESHAPING = set("flatten reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
+REARRANGING = set("permute transpose movedim swapaxes expand chunk split unbind select narrow __getitem__".split())
+REARRANGING |= {"mean", "sum"}
+PLAIN = PER_CHANNEL | RESHAPING | REARRANGING
+# Return no tensor, and yet what follows depends on the input.
+HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
+FRESH = set("new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like".split())
+SCALING = set(
+    "mul mul_ multiply div div_ divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__ neg negative __neg__".split()
+)
+MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
+PRODUCTS = SCALING | MATMUL
+MAY_TURN_NEGATIVE = PRODUCTS | {"pad", "interpolate"}
+GATES = set("sigmoid hardsigmoid softmax".split())
+
+
+class Call(NamedTuple):
+    """A call of a function of torch."""
+
+    func: Callable
+    name: str
+    args: tuple
+    kwargs: dict[str, Any]
+
+    def run(self) -> Any:
+        return self.func(*self.args, **self.kwargs)
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """The argument at that position, or of that name."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    def positional(self) -> Call:
+        """torch.add(input=a, other=b) as torch.add(a, b)."""
+        kwargs = dict(self.kwargs)
+        first, second = ((kwargs.pop(name),) if name in kwargs else () for name in ("input", "other"))
+        return self._replace(args=(*first, *self.args, *second), kwargs=kwargs)
+
+    @property
+    def in_place(self) -> bool:
+        """relu_(x), x *= 2, relu(x, inplace=True) or relu(x, True)."""
+        if (self.name.endswith("_") and not self.name.endswith("__")) or self.name.startswith("__i"):
+            return True
+        if not (found := signature(self.func)) or "inplace" not in found.parameters:
+            return False
+        return bool(found.bind(*self.args, **self.kwargs).arguments.get("inplace"))
+
+
+@functools.lru_cache(maxsize=256)
+def signature(func: Callable) -> inspect.Signature | None:
+    """Of Python functions; built-in ones have none, and no argument `inplace` either."""
+    try:
+        return inspect.signature(func)
+    except (ValueError, TypeError):
+        return None
+
+
+def tensors_in(values: Iterable) -> list[Tensor]:
+    """Tensors among the values and, one level deep, in their lists and tuples."""
+    flat = (v for value in values for v in (value if isinstance(value, (tuple, list)) else (value,)))
+    return [v for v in flat if isinstance(v, Tensor)]
+
+
+def as_list(value: int | tuple[int, ...] | list[int], dim: int) -> list[int]:
+    """2 -> [2, 2]; (2, 3) -> [2, 3]."""
+    value = list(value) if isinstance(value, (tuple, list)) else [value]
+    return value * dim if len(value) == 1 else value
