@@ -256,8 +256,7 @@ def run(
     if name not in ROWS:
         raise ZsuError(f"there is no row {name!r}", where="zsu.reproduce", remedy=f"use one of {', '.join(ROWS)}")
     for what, value in (("seeds", seeds), ("size", size), ("epochs", epochs)):
-        if value is not None:
-            check_count(what, value, "reproduce")
+        check_count(what, 1 if value is None else value, "reproduce")
     row, out = ROWS[name], Path(out)
     row = row._replace(size=size or row.size, epochs=epochs or row.epochs)
     splits = row.load(Path(folder), row.transform(row.size))
@@ -435,8 +434,7 @@ def as_text(name: str, frame: pd.DataFrame) -> str:
     table.columns.name = table.index.name = None
     numbers.loc[:, ["mean", "sd", "low", "high", "difference"]] *= 100
     compared = numbers.to_string(index=False, float_format="{:.3f}".format, na_rep="")
-    failures = frame[frame["note"] != ""]
-    failed = "".join(f"Failed: {f.model}, seed {f.seed}: {f.note}\n" for f in failures.itertuples())
+    failed = "".join(f"Failed: {f.model}, seed {f.seed}: {f.note}\n" for f in frame.itertuples() if f.note)
     return (
         f"{name}, {frame['seed'].nunique()} seeds: accuracy in percent, mean ± standard deviation\n\n"
         f"{table.to_string()}\n\n{failed}"
