@@ -315,8 +315,9 @@ def test_unknown_measures_and_uneven_numbers_of_results_are_refused():
 def test_controls_that_a_model_does_not_allow_are_noted():
     blind = Reads(blind=[1]).eval()
     found = report({"blind": blind}, [blind, blind], controls=True)
-    assert list(found.frame.index) == ["original", "retrain", "blind"]
-    assert [note.split("'")[1] for note in found.notes if note.startswith("control '")] == list(CONTROLS)
+    assert list(found.frame.index) == ["original", "retrain", "blind", "zeroed"]
+    noted = [note.split("'")[1] for note in found.notes if note.startswith("control '")]
+    assert noted == [name for name in CONTROLS if name != "zeroed"]
 
 
 def test_unknown_class_and_names_of_rows_are_refused():
@@ -384,7 +385,8 @@ def test_series_and_layers_called_by_name_and_models_that_keep_tensors():
     series = TensorDataset(torch.randn(90, 1, 9) + labels[:, None, None], labels)
     series.targets, series.classes = labels, ["a", "b", "c"]
     model = Caches().eval()
-    frame = report({}, original=model, train=series, test=series, measures=tuple(MEASURES)).frame
+    frame = report({}, original=model, train=series, test=series, measures=tuple(MEASURES), controls=True).frame
+    assert list(frame.index) == ["original", "retrain", *CONTROLS]
     assert frame.loc["original", ["probe_head", "at_noise", "relearn", "ou"]].notna().all()
     assert math.isnan(frame.loc["original", "at_crop"])
     model.kept.requires_grad_()  # an inference tensor would refuse

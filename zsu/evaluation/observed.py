@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..data import batches
 from ..errors import ZsuError
-from ..inside import check_eval, entering, logits_of
+from ..inside import check_eval, logits_of, watch_inputs
 
 DEPTHS = 4  # layers whose inputs are kept, the last Linear's among them
 
@@ -91,22 +91,21 @@ def observe(
     if len(dataset) == 0:
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
     layers = spread_layers(model, depths)
-    logits, labels, features = [], [], {name: [] for name in layers}
-    for x, y in batches(dataset):
-        with entering(layers.values()) as entered:
+    logits, labels, pooled = [], [], {layer: [] for layer in layers.values()}
+    with watch_inputs(pooled, lambda layer, t: pooled[layer].append(pool(t, layer))):
+        for x, y in batches(dataset):
             logits.append(logits_of(model, x, where).double().cpu())
-        labels.append(y)
-        for name, layer in layers.items():
-            features[name] += [pool(t, layer) for t in entered[layer]]
-        if digest is not None:
-            digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+            labels.append(y)
+            if digest is not None:
+                digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     logits, labels = torch.cat(logits), torch.cat(labels)
     if not logits.isfinite().all():
         raise ZsuError("the outputs are not finite", where=where, remedy="check the model's parameters for NaN")
     if labels.max() >= logits.shape[1]:
         raise ZsuError(f"label {int(labels.max())}, but the model knows {logits.shape[1]} classes", where=where)
     # A layer that is used more than once, or not at all, has no inputs (N, J).
-    features = {name: torch.cat(parts) for name, parts in features.items() if sum(map(len, parts)) == len(labels)}
+    found = {name: torch.cat(pooled[layer]) for name, layer in layers.items() if pooled[layer]}
+    features = {name: t for name, t in found.items() if len(t) == len(labels)}
     return Outputs(logits, labels, torch.isin(labels, torch.tensor(target)), features)
 
 

@@ -68,14 +68,13 @@ class Report:
         inside (the band; <NA> where there is none), broken (the model is), void (the number says nothing, as the model
         is broken), fooled_by, seconds (of the measure).
         """
-        rows = []
+        rows, null = [], self.null.to_dict("index")
         for model, values in self.frame.iterrows():
             for column, measure in self.measure_of.items():
-                low, high, centre = self.null.loc[column, ["low", "high", "mean"]]
-                value = float(values[column])
+                value, band = float(values[column]), null[column]
                 rows.append({
-                    "model": model, "measure": measure, "column": column, "value": value, "gap": value - centre,
-                    "null_mean": centre, "null_low": low, "null_high": high,
+                    "model": model, "measure": measure, "column": column, "value": value, "gap": value - band["mean"],
+                    "null_mean": band["mean"], "null_low": band["low"], "null_high": band["high"],
                     "inside": self.is_within(model, column), "broken": bool(values["broken"]),
                     "void": self.is_void(model, column), "fooled_by": ", ".join(self.fooled.get(column, [])),
                     "seconds": self.seconds.get(measure, np.nan),
@@ -138,7 +137,7 @@ class Report:
 
     def text(self, model: str, column: str) -> str:
         """A number as text; "broken" where the model is, and the number is not about what it knows."""
-        return "broken" if self.is_void(model, column) else number_text(column, self.frame.loc[model, column])
+        return "broken" if self.is_void(model, column) else number_text(column, self.frame.at[model, column])
 
     def inside(self, model: str, column: str) -> bool | None:
         """Whether a number is in the band; None for the band's own row, broken models, and without a band."""
@@ -147,11 +146,11 @@ class Report:
     def is_void(self, model: str, column: str) -> bool:
         """Whether a number says nothing, as the model is broken, and the number is not about what it knows."""
         known = self.measure_of[column] == "accuracy" or column in UTILITY
-        return bool(self.frame.loc[model, "broken"]) and not known
+        return bool(self.frame.at[model, "broken"]) and not known
 
     def is_within(self, model: str, column: str) -> bool | None:
         """Whether a number, of whatever model, lies in the band, up to rounding; None where there is none."""
-        value, low, high = self.frame.loc[model, column], *self.null.loc[column, ["low", "high"]]
+        value, low, high = self.frame.at[model, column], self.null.at[column, "low"], self.null.at[column, "high"]
         return None if np.isnan([value, low, high]).any() else bool(low - 1e-9 <= value <= high + 1e-9)
 
 
@@ -169,7 +168,7 @@ def gap_texts(report: Report) -> pd.DataFrame:
     found = {model: [] for model in report.frame.index}
     for model, texts in found.items():
         for c in report.measure_of:
-            gap, inside = report.frame.loc[model, c] - report.null.loc[c, "mean"], report.inside(model, c)
+            gap, inside = report.frame.at[model, c] - report.null.at[c, "mean"], report.inside(model, c)
             text = f"{'+' if gap > 0 else ''}{number_text(c, gap)} {'in' if inside else 'out'}"
             texts.append("" if inside is None else text)
     return pd.DataFrame(found, index=list(report.measure_of))
