@@ -40,11 +40,10 @@ def test_what_contributing_adds_works(monkeypatch):
     assert names["relevance"].ledger["gap"].abs().max() < 1e-4
     forgotten = names["forgotten"]
     assert (forgotten.patch.metadata["method"], list(forgotten.cut["channel"])) == ("shrink", [1])
-    model, x = names["model"], names["x"]
-    row = {name: m.state_dict()["head.weight"][1] for name, m in (("before", model), ("after", forgotten.model))}
-    assert row["after"].equal(row["before"] / 2)
+    model = names["model"]
+    before, after = (m.state_dict()["head.weight"][1] for m in (model, forgotten.model))
+    assert after.equal(before / 2)
     train, test = zsu.data.load("fashion-mini")
     others = zsu.data.without_samples(test, 1, n=36)
     found = zsu.audit(model, {}, train, others, 1, measures=["confidence"]).frame["confidence"]
-    assert model(x[:0]).shape == (0, 10)
     assert 1 / 10 < found["original"] <= 1
