@@ -12,12 +12,18 @@ book: .venv/installed  ## run every chapter and build the site, from nothing eac
 	@cat _build/seconds.txt
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
-test: .venv/installed  ## style, tests, and whether notebooks/ is in step with book/
-	$(BIN)/ruff check .
-	@$(BIN)/python -m pytest
+# Two tests at a time, those of a file in one process, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-large: .venv/installed  ## the tests that take long: every notebook, as it is and as a reader changes it
-	@$(BIN)/python -m pytest -m large
+test: .venv/installed  ## style, imports, types, tests, and whether notebooks/ is in step with book/
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
+	@$(PYTEST)
+
+large: .venv/installed  ## the tests that take long: every notebook, models of real size, the installed wheel
+	@$(PYTEST) -m large
 
 notebooks: .venv/installed  ## make notebooks/ anew from book/, with the values of the last `make book`
 	$(BIN)/python book/_ext/notebooks.py

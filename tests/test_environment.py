@@ -10,6 +10,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import zsu
+
 try:
     import tomllib
 except ImportError:  # Python 3.10
@@ -96,3 +98,15 @@ def test_names_and_modules_are_there_and_torch_waits_until_they_are_used():
     code += "assert all(getattr(zsu, name) for name in zsu.__all__); zsu.plots.paths, zsu.data.load; "
     code += "assert not hasattr(zsu, 'nothing')"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_addresses_and_version_are_everywhere_the_same():
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    urls = PROJECT["urls"]
+    assert urls["Source"] == citation["repository-code"] == config["repository"]["url"]
+    assert urls["Homepage"] == citation["url"] == config["sphinx"]["config"]["html_baseurl"]
+    assert urls["Documentation"].startswith(urls["Homepage"])
+    assert urls["Changelog"].startswith(urls["Source"])
+    assert citation["version"] == zsu.__version__ == importlib.metadata.version("zsu")
+    assert f"## [{zsu.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from numbers import Integral
+from typing import TypeGuard
 
 
 class ZsuError(ValueError):
@@ -34,7 +35,7 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def is_integer(value: object) -> bool:
+def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value counts as a whole number; True and False do not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 

@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -207,14 +208,35 @@ def test_tables_are_narrow(page):
     assert max(page.eval_on_selector_all("article table tr", rows), default=0) <= 6
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 360)])
-@pytest.mark.parametrize("page_name", PAGES)
-def test_accessible(browser, page_name, theme, width):
-    page = open_page(browser, page_name, width, theme)
-    assert page.get_attribute("html", "lang") == "en"
-    assert page.get_attribute("html", "data-theme") == theme
+def complaints(page):
+    """What axe has against a page as it is shown now."""
     found = Axe().run(page, options={"runOnly": WCAG, "resultTypes": ["violations"]})
-    assert found.response["violations"] == [], found.generate_report()
+    return found.generate_report() if found.response["violations"] else ""
+
+
+@contextmanager
+def in_the_dark(page, width):
+    """The same page in the dark theme and another width, then back."""
+    before, high = page.viewport_size, page.viewport_size["height"]
+    page.evaluate("document.documentElement.dataset.theme = 'dark'")
+    page.set_viewport_size({"width": width, "height": high})
+    yield page
+    page.evaluate("document.documentElement.dataset.theme = 'light'")
+    page.set_viewport_size(before)
+
+
+def test_accessible_in_the_light_and_on_a_telephone_in_the_dark(page):
+    root = page.locator("html")
+    assert (root.get_attribute("lang"), root.get_attribute("data-theme")) == ("en", "light")
+    assert complaints(page) == ""
+    with in_the_dark(page, 360):
+        assert complaints(page) == ""
+
+
+def test_what_stands_beside_a_page_is_accessible_in_the_dark(browser):
+    page = open_page(browser, "book/intro.html", theme="dark")
+    assert page.get_attribute("html", "data-theme") == "dark"
+    assert complaints(page) == ""
     page.close()
 
 
@@ -278,20 +300,28 @@ if CHAPTERS:
         names = re.findall(r"\{glue:text\}`([^`]*)`", source)
         assert shown == [VALUES[Path(page_name).stem][name] for name in names]
 
-    @pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (A4, "print")])
-    @pytest.mark.parametrize("page_name", CHAPTERS)
-    def test_nothing_is_cut_off(browser, page_name, width, media):
-        """No code, output, table, formula or figure of a chapter is wider than its column, on a screen or on paper."""
-        page = open_page(browser, page_name, width)
-        page.emulate_media(media=media)
-        page.evaluate(UNFOLD)
-        assert page.evaluate(TOO_WIDE, "article :is(pre, table, figure img, mjx-container[display])") == []
+    @pytest.fixture(scope="module", params=CHAPTERS)
+    def resized(browser, request):
+        """Each chapter once, to be shown at other widths."""
+        page = open_page(browser, request.param)
+        yield page
         page.close()
 
-    @pytest.mark.parametrize("page_name", CHAPTERS)
-    def test_what_scrolls_on_a_telephone_shows_that_it_does(browser, page_name):
-        page = open_page(browser, page_name, 360)
+    def show(page, width, media="screen"):
+        """At this width and on this medium, with all that folds open."""
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(media=media)
         page.evaluate(UNFOLD)
+
+    @pytest.mark.parametrize(("width", "media"), [(1280, "screen"), (A4, "print")])
+    def test_nothing_is_cut_off(resized, width, media):
+        """No code, output, table, formula or figure of a chapter is wider than its column, on a screen or on paper."""
+        show(resized, width, media)
+        assert resized.evaluate(TOO_WIDE, "article :is(pre, table, figure img, mjx-container[display])") == []
+
+    def test_what_scrolls_on_a_telephone_shows_that_it_does(resized):
+        page = resized
+        show(page, 360)
         assert page.evaluate(TOO_WIDE, "article mjx-container[display]") == []  # formulas break instead
         scrolled = """() => [...document.querySelectorAll("article *")].filter(e =>
             ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e.scrollWidth > e.clientWidth + 1)"""
@@ -307,7 +337,6 @@ if CHAPTERS:
         end = page.locator(".scrolls.more-left:not(.more-right) > *").first
         assert end.evaluate(f"e => ({shadow})(e, '::before')")
         assert not end.evaluate(f"e => ({shadow})(e, '::after')")
-        page.close()
 
 
 def test_nothing_stands_beside_the_slides(browser):
