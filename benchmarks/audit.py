@@ -12,7 +12,7 @@ import torch
 
 import zsu
 from zsu import data, models
-from zsu.evaluation import outputs
+from zsu.evaluation import audits
 
 repeats = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 splits = data.load("fashion-mini")
@@ -22,15 +22,15 @@ edits = {m: zsu.forget(original, data.samples(splits.test, "Trouser"), 1, m) for
 references = [models.bundled("retrained", seed) for seed in range(8)]
 
 passes = collections.Counter()
-run = outputs.run
+observe = audits.observe
 
 
-def counted(model, dataset, *rest):
+def observe_and_count(model, dataset, *rest):
     passes[id(model), len(dataset)] += 1
-    return run(model, dataset, *rest)
+    return observe(model, dataset, *rest)
 
 
-outputs.run = counted
+audits.observe = observe_and_count
 whole, parts = [], []
 for _ in range(repeats):
     passes.clear()

@@ -91,14 +91,15 @@ def observe(
     if len(dataset) == 0:
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
     layers = spread_layers(model, depths)
-    logits, labels, pooled = [], [], {layer: [] for layer in layers.values()}
+    pooled: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers.values()}
+    outputs, targets = [], []
     with watch_inputs(pooled, lambda layer, t: pooled[layer].append(pool(t, layer))):
         for x, y in batches(dataset):
-            logits.append(logits_of(model, x, where).double().cpu())
-            labels.append(y)
+            outputs.append(logits_of(model, x, where).double().cpu())
+            targets.append(y)
             if digest is not None:
                 digest.update(x.numpy().tobytes() + y.numpy().tobytes())
-    logits, labels = torch.cat(logits), torch.cat(labels)
+    logits, labels = torch.cat(outputs), torch.cat(targets)
     if not logits.isfinite().all():
         raise ZsuError("the outputs are not finite", where=where, remedy="check the model's parameters for NaN")
     if labels.max() >= logits.shape[1]:

@@ -103,15 +103,9 @@ class Report:
             page.definitions(self.measure_of, {name: inspect.getdoc(m) for name, m in MEASURES.items()}),
             self.about,
         )
-        content = {
-            "about": self.about,
-            "notes": self.notes,
-            "seconds": self.seconds,
-            "fooled": self.fooled,
-            "null": json.loads(self.null.to_json(orient="index")),
-            "models": json.loads(self.frame.to_json(orient="index")),
-            "routing": json.loads(self.routing.to_json(orient="index")),
-        }
+        content = {"about": self.about, "notes": self.notes, "seconds": self.seconds, "fooled": self.fooled}
+        for name, frame in (("null", self.null), ("models", self.frame), ("routing", self.routing)):
+            content[name] = json.loads(frame.to_json(orient="index"))
         write_atomically(path.with_suffix(".csv"), lambda t: tidy.to_csv(t, index=False))
         write_atomically(path.with_suffix(".json"), lambda t: t.write_text(json.dumps(content, indent=1)))
         write_atomically(path, lambda t: t.write_text(text, encoding="utf-8"))
