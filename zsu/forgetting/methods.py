@@ -13,7 +13,7 @@ To add a method, write such a class; ten lines are enough (see `Zeroed`). `forge
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,7 +57,7 @@ class Edit(NamedTuple):
     """What an edit did: `Forgotten.cut` for one class, and the budget that was found, by name (as JSON can hold it)."""
 
     cut: pd.DataFrame
-    budget: dict[str, object]
+    budget: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,13 @@ class Perturbing(Method):
     scale: float = 1.0
     absolute: bool = False
     k: int | None = None
-    perturbed = None  # an option of some
 
     def __post_init__(self):
         check_noise(self.perturbation, self.scale)
-        for option in ("k", "perturbed"):
-            if getattr(self, option) is not None:
+        for option in ("k", "perturbed"):  # which some have
+            if getattr(self, option, None) is not None:
                 check_count(option, getattr(self, option), self.name)
-        if self.perturbed is not None and self.k is None:
+        if getattr(self, "perturbed", None) is not None and self.k is None:
             raise ZsuError("perturbed without k", where=self.name, remedy="give both")
 
     def patch(self, model: nn.Module, selection: Selection, seed: int) -> Patch:
@@ -158,7 +157,7 @@ class Paths(Perturbing):
         lowered = lower_bias(model, seen, target, f"{head}.bias")
         if not lowered.empty:
             cut = pd.concat([cut, lowered], ignore_index=True)
-        return Edit(cut, budget | {"receiving": receiving, "lowered": len(lowered)})
+        return Edit(cut, {**budget, "receiving": receiving, "lowered": len(lowered)})
 
     def cut_edges(self, model: nn.Module, x: Tensor, seen: Tensor, target: int, seed: int) -> Edit:
         """Cut the fewest class-specific edges, in the order of their most probable path, that bring the class to chance
@@ -246,7 +245,7 @@ class Choice(NamedTuple):
 
     neurons: dict[str, Tensor]
     left: int
-    budget: dict[str, object]
+    budget: Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -242,14 +243,14 @@ class Svd(Method):
         return Edit(no_rows(), {})
 
 
-def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> dict[nn.Module, tuple[Tensor, Tensor]]:
+def input_spaces(model: nn.Module, layers: Iterable[nn.Module], x: Tensor) -> dict[Any, tuple[Tensor, Tensor]]:
     """For each layer that is called the right singular vectors (groups, inputs, rank) of its inputs, and the shares r
     (groups, rank).
 
     A layer's inputs, one a row, can be too many to hold. Of each batch only the factor R of a QR decomposition is
     kept: R^T R is the sum over all rows so far, so that R has their singular values and right singular vectors.
     """
-    factors: dict[nn.Module, Tensor] = {}
+    factors: dict[Any, Tensor] = {}
 
     def keep(layer: nn.Module, entering: Tensor) -> None:
         rows = input_rows(layer, at_least_float32(entering))
@@ -266,7 +267,7 @@ def input_spaces(model: nn.Module, layers: list[nn.Module], x: Tensor) -> dict[n
     return spaces
 
 
-def input_rows(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+def input_rows(layer: Any, x: Tensor) -> Tensor:
     """What each neuron of a layer sees, (groups, rows, inputs): the layer is a matrix product with its weights."""
     if isinstance(layer, nn.Linear):
         return x.reshape(1, -1, x.shape[-1])  # (N, ..., inputs) -> (1, N ..., inputs)

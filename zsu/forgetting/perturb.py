@@ -26,7 +26,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integ
 class Change(NamedTuple):
     """Values of one parameter at flat indices, before and after; all of shape (n,)."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # a tuple's own `index` is not missed
     old: Tensor
     new: Tensor
 
@@ -115,14 +115,11 @@ class Patch:
         rows = {}
         for name, c in self.changes.items():
             moved = (c.new.double() - c.old.double()).abs()[c.old != c.new]
-            rows[name] = {"changed": len(moved), "zeroed": int(((c.new == 0) & (c.old != 0)).sum())}
-            rows[name] |= {
-                "mean_change": float(moved.mean()) if len(moved) else 0.0,
-                "largest_change": float(moved.max()) if len(moved) else 0.0,
-            }
+            mean, largest = (float(moved.mean()), float(moved.max())) if len(moved) else (0.0, 0.0)
+            rows[name] = [len(moved), int(((c.new == 0) & (c.old != 0)).sum()), mean, largest]
             if model is not None:
-                rows[name]["share"] = len(moved) / parameters(model)[name].numel()
-        frame = pd.DataFrame.from_dict(rows, orient="index", columns=None if rows else columns)
+                rows[name].append(len(moved) / parameters(model)[name].numel())
+        frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         frame.index.name = "parameter"
         return frame
 

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -214,20 +214,19 @@ def pair_samples(x: Tensor | Sequence[Tensor], target: int | Sequence[int]) -> l
     if is_integer(target):
         return [(without_graph(x), int(target))]
     remedy = "pass the index of one class, or a list of indices and a list of as many tensors of samples"
-    wrong = isinstance(target, (str, bytes)) or not isinstance(target, (Sequence, np.ndarray))
-    wrong = wrong or (isinstance(target, np.ndarray) and target.ndim != 1)
-    if wrong or not all(map(is_integer, target)):
+    several = target.tolist() if isinstance(target, np.ndarray) else target
+    if isinstance(several, (str, bytes)) or not isinstance(several, Sequence) or not all(map(is_integer, several)):
         raise ZsuError(f"target is {target!r}", where="forget", remedy=remedy)
-    if len(set(target)) < len(target):
+    if len(set(several)) < len(several):
         what = "a class is named twice: whole classes are forgotten here, not single samples"
         raise ZsuError(what, where="forget", remedy=remedy)
-    if not isinstance(x, Sequence) or len(x) != len(target) or not len(target):
+    if not isinstance(x, Sequence) or len(x) != len(several) or not several:
         number = len(x) if isinstance(x, (Sequence, Tensor)) else "no"
-        raise ZsuError(f"{number} tensors of samples for {len(target)} classes", where="forget", remedy=remedy)
-    return sorted(((without_graph(s), int(c)) for s, c in zip(x, target, strict=True)), key=lambda pair: pair[1])
+        raise ZsuError(f"{number} tensors of samples for {len(several)} classes", where="forget", remedy=remedy)
+    return sorted(((without_graph(s), int(c)) for s, c in zip(x, several, strict=True)), key=lambda pair: pair[1])
 
 
-def without_graph(x: Tensor) -> Tensor:
+def without_graph(x: Any) -> Any:
     """Without a graph, so that no gradient reaches the caller's tensor; what is no tensor is refused later."""
     return x.detach() if isinstance(x, Tensor) else x
 

@@ -6,6 +6,8 @@ not what a model answers that never saw the class.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -95,22 +97,21 @@ def neighbours(model: nn.Module, x: Tensor, relevance: Relevance, retained: Data
 
 def features(model: nn.Module, x: Tensor, name: str) -> Tensor:
     """What enters a layer, (N, D) with length 1; images of more than 8 x 8 positions are pooled to that."""
-    entering = entering_inputs(model, x, name)
-    if entering is None:
-        raise ZsuError("not called as a module", where=name, remedy="call paths without retained samples")
-    entering = entering.float()
+    entering = entering_inputs(model, x, name).float()
     if entering.dim() == 4 and entering.shape[-1] > 8:
         entering = F.adaptive_avg_pool2d(entering, 8)
     return F.normalize(entering.flatten(1))  # (N, ...) -> (N, D)
 
 
 @torch.no_grad()
-def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor | None:
-    """What enters the layer of that name in the forward pass of x; None where it is not called as a module."""
-    seen = []
+def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor:
+    """What enters the layer of that name in the forward pass of x; `ZsuError` where it is not called as a module."""
+    seen: list[Tensor] = []
     with watch_inputs([model.get_submodule(name)], lambda _, entering: seen.append(entering)):
         model(x)
-    return seen[-1] if seen else None
+    if not seen:
+        raise ZsuError("not called as a module", where=name, remedy="call paths without retained samples")
+    return seen[-1]
 
 
 def module_of(parameter: str) -> str:
@@ -146,7 +147,7 @@ def reroute(
     list of int
         The receiving classes, largest first.
     """
-    layer = model.get_submodule(head)
+    layer: Any = model.get_submodule(head)
     one = float(layer.bias is not None)
     h = with_bias(entering_inputs(model, x, head), one)  # (N, J + 1)
     now, wanted = without(model(x), target).cpu(), wanted.cpu()

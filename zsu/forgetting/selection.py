@@ -75,7 +75,7 @@ def select_neurons(
         np.maximum.at(score, source, best_through(graph))
         score = np.exp(score)
     else:
-        score = graph.visits() - (build_graph(against).visits() if by == "contrast" else 0)
+        score = graph.visits() - (build_graph(against).visits() if against else 0)
     by_layer = dict(zip(graph.layers, np.split(score[: graph.start], graph.first[1:-1]), strict=True))
     return {name: highest(by_layer[name], size) for name, size in sizes.items()}
 

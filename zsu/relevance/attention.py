@@ -69,7 +69,7 @@ def multi_head_attention_forward(
         v = project(value, weights[2], biases[2])
         below = len(tape.layers) - 1
         out = F.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # (N, L, E)
-        if constant:  # constant weights mix positions, and leave each channel of v to ittape
+        if constant:  # constant weights mix positions, and leave each channel of v to itself
             tape.note(out, (tape.origins[out].axes[0], 2), (Source(below, out.shape[2]),))
         out = F.linear(out, out_proj_weight, out_proj_bias).transpose(0, 1)  # (L, N, E)
     if not need_weights:

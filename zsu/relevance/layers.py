@@ -38,7 +38,7 @@ class Share:
     """What one backward pass finds at a layer, for N samples, K channels and J sources."""
 
     layer: Layer
-    relevance: Tensor | None = None  # (N, K)
+    relevance: Tensor = None  # type: ignore[assignment]  # (N, K); in results it is always there
     edges: list[Tensor] = field(default_factory=list)  # weighted: one (K, J / groups); addition: (K,) per summand
     handed: Number | None = None  # relevance that went to the inputs, summed over samples; None: the sum of the edges
     bias: Number = 0.0
