@@ -4,8 +4,6 @@ A data set here is anything with torchvision's attributes: ``len``, ``[i] -> (im
 ``.targets`` (labels 0..C-1) and ``.classes`` (their names), or a ``torch.utils.data.Subset`` of one.
 """
 
-from __future__ import annotations
-
 import functools
 import gzip
 import hashlib

@@ -1,7 +1,5 @@
 """check(): is this machine ready for the course? In about ten seconds, with what to do where it is not."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import platform

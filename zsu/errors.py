@@ -1,7 +1,5 @@
 """What goes wrong: the one exception of the package, warnings at the caller's line, and the check of numbers."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from numbers import Integral

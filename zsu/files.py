@@ -1,7 +1,5 @@
 """Files and folders of results: all of a file or nothing, and one folder for one set of settings."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A look into a model that runs: is it in eval mode, what does it answer, what enters a layer, which is the head?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Models: a small CNN to learn on, torchvision's classifiers by name, checkpoints, and the ones that ship."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

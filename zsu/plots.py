@@ -3,8 +3,6 @@
 Each function draws into axes that it makes, or is given, and returns the figure; showing it is up to the caller.
 """
 
-from __future__ import annotations
-
 import io
 
 import matplotlib.pyplot as plt

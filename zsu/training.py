@@ -1,7 +1,5 @@
 """Training and retraining from scratch, seeded; and once only, so that what was interrupted goes on."""
 
-from __future__ import annotations
-
 import math
 import os
 import time

@@ -1,7 +1,5 @@
 """The measures by name, and what an audit has to know about them and their columns."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from . import privacy, representation, robustness, utility

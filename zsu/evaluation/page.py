@@ -1,7 +1,5 @@
 """The page of a report, which needs nothing else: from frames and strings to HTML, with figures as data."""
 
-from __future__ import annotations
-
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from html import escape

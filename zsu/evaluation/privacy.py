@@ -3,8 +3,6 @@
 Arguments and results as in `utility`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The Report of an audit: its numbers as frames, as text, and as a page."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import json

@@ -3,8 +3,6 @@
 Arguments and results as in `utility`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 

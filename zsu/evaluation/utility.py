@@ -4,8 +4,6 @@ Every measure takes `m`, the model that is measured; `given`, what the audit is 
 retrained without the class. It returns numbers by column; NaN where it has nothing to compare with.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -10,8 +10,6 @@ that `forget` has checked, `retained` is a data set without the class, or None, 
 To add a method, write such a class; ten lines are enough (see `Zeroed`). `forget` takes ``Yours()`` as it takes a name.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ statistics of BatchNorm are frozen (its weight and bias are trained like all oth
 images of the class in `x`, goes by their tier.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

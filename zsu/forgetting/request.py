@@ -1,7 +1,5 @@
 """forget(): remove classes from a trained classifier, from a few unseen samples of them or with more data."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib

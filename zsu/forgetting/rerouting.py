@@ -4,8 +4,6 @@ Whoever only hides a class leaves its samples to the classes that the rest of th
 not what a model answers that never saw the class.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Which neurons or connections to perturb: what a relevance or a graph says, as indices into the model's weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np

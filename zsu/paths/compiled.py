@@ -1,7 +1,5 @@
 """What of the search goes over all edges or paths, compiled by numba."""
 
-from __future__ import annotations
-
 from heapq import heappop, heappush
 from typing import NamedTuple
 

@@ -16,8 +16,6 @@ each summand. No array of source indices is stored. Two summands that are the sa
 is known by the set of its nodes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 

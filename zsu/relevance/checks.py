@@ -1,7 +1,5 @@
 """What `explain` checks: the model, the images, the logits, the target, the number of a channel."""
 
-from __future__ import annotations
-
 import inspect
 
 import torch

@@ -1,7 +1,5 @@
 """compare(): relevance beside what captum attributes to the same inputs."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 

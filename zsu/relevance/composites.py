@@ -3,8 +3,6 @@
 Sources: Montavon et al. (2019), LNCS 11700, sec. 10.3; Kohlbrenner et al. (2020), arXiv:1910.09840.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch

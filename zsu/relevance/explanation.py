@@ -1,7 +1,5 @@
 """explain(): relevance of every input value, node and edge from one forward and one backward pass."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 

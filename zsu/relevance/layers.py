@@ -1,7 +1,5 @@
 """A layer of the model: its structure, what one backward pass finds there, and what it needs while the tape runs."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from dataclasses import dataclass, field
 

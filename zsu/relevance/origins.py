@@ -1,7 +1,5 @@
 """What the tape knows of a tensor that relevance flows through, and what operations without weights make of that."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """What `explain` returns: relevance of every input value, channel and edge, and the ledger of where it went."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

@@ -20,8 +20,6 @@ Montavon et al. (2019), LNCS 11700, sec. 10.2; Lapuschkin et al. (2019), Nature 
 for inputs of both signs the generalised gamma rule of Anders et al. (2021), arXiv:2106.13200.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

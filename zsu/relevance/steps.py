@@ -1,7 +1,5 @@
 """Steps without weights that need more than the gradient: additions, norms, activations that bend, constants."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

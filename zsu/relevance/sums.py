@@ -5,8 +5,6 @@ over memory once, where torch takes a dozen passes, for tensors on a CPU; for ot
 Tests hold both to the same numbers.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numba import njit

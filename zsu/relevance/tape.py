@@ -15,8 +15,6 @@ A `TorchFunctionMode` sees each torch function that the model calls. No hook is 
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -7,8 +7,6 @@ unseen ones, of the test split. Where a network starts from ImageNet weights, so
 ``imagenet-mini-vgg16`` these have seen the class, and the reference is only retrained without it, not free of it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """bench(): methods x classes x seeds in one table, beside models retrained without each class; and what it says."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

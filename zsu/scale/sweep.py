@@ -1,7 +1,5 @@
 """run(): classes x seeds x methods x measures on all cores or a cluster, one file a task; stopped, it goes on."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import timeit
