@@ -28,10 +28,10 @@ from .rerouting import module_of, reroute, wanted_outputs
 from .selection import (
     a_tenth,
     check_k,
-    choose_layers,
     count_affordable,
     count_in_top,
     find_specific_edges,
+    hidden_layers,
     highest,
     incoming_weights,
     merge_by_parameter,
@@ -279,7 +279,7 @@ class LraNpp(Perturbing):
     @torch.no_grad()
     def choose(self, model: nn.Module, x: Tensor, target: int, relevance: Relevance, seed: int) -> Choice:
         """The most frequent neurons of each layer: k, or the least share that is enough."""
-        nodes = choose_layers(relevance, self.layers)
+        nodes = hidden_layers(relevance, self.layers)
 
         def most_frequent(sizes: dict[str, int]) -> dict[str, Tensor]:
             number = self.perturbed

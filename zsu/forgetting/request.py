@@ -187,11 +187,9 @@ def check_retained(method: Method, retained: Dataset | None, forgotten: list[int
         remedy = "leave retained out, or use 'paths', which then is of tier T3"
         raise ZsuError(f"{method.name!r} is of tier {method.tier}: no retained data", where="forget", remedy=remedy)
     if np.isin(targets(retained).numpy(), forgotten).any():
-        raise ZsuError(
-            f"the retained data holds the class to forget: {histogram(retained)}",
-            where="forget",
-            remedy=f"leave out {', '.join(classes(retained)[c] for c in forgotten)}",
-        )
+        what = f"the retained data holds the class to forget: {histogram(retained)}"
+        remedy = f"leave out {', '.join(classes(retained)[c] for c in forgotten)}"
+        raise ZsuError(what, where="forget", remedy=remedy)
 
 
 @torch.no_grad()
@@ -245,11 +243,8 @@ def count_unrecognised(logits: Tensor, target: int) -> int:
     n = len(logits)
     wrong = int((logits.argmax(1) != target).sum())
     if wrong == n:
-        raise ZsuError(
-            f"the model takes none of the {n} samples for class {target}",
-            where="forget",
-            remedy="pass samples of the class that is named; what a model cannot predict it cannot forget",
-        )
+        remedy = "pass samples of the class that is named; what a model cannot predict it cannot forget"
+        raise ZsuError(f"the model takes none of the {n} samples for class {target}", where="forget", remedy=remedy)
     if 2 * wrong > n:
         warn(f"the model does not take {wrong} of {n} samples for class {target}")
     if n < FEW:

@@ -94,28 +94,20 @@ def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[st
     return merge_by_parameter(parts)
 
 
-def hidden_layers(relevance: Relevance) -> list[Share]:
-    """Layers with a weight parameter, without the one that computes the logits."""
-    hidden = [n for n in relevance.layers[:-1] if n.weight]
-    for node in hidden:
+def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> list[Share]:
+    """Layers with a weight parameter, without the one that computes the logits; only those named, where some are."""
+    hidden = {n.name: n for n in relevance.layers[:-1] if n.weight}
+    for node in hidden.values():
         refuse_transposed(node)
     if not hidden:
         remedy = "edit its head alone, as zsu.forget(..., 'mask') does"
         raise ZsuError("there is no hidden layer with weights", where="the model", remedy=remedy)
-    return hidden
-
-
-def choose_layers(relevance: Relevance, layers: Sequence[str] | None) -> list[Share]:
-    """The hidden layers with weights, or those of them that are named."""
-    nodes = hidden_layers(relevance)
-    if layers is None:
-        return nodes
-    layers = [layers] if isinstance(layers, str) else layers
-    unknown = [name for name in layers if name not in {n.name for n in nodes}]
-    if unknown or not layers:
-        remedy = f"use some of {', '.join(n.name for n in nodes)}"
-        raise ZsuError(f"no hidden layer with weights is called {unknown}", where="forget", remedy=remedy)
-    return [n for n in nodes if n.name in layers]
+    names = [names] if isinstance(names, str) else list(hidden) if names is None else names
+    unknown = [name for name in names if name not in hidden]
+    if unknown or not names:
+        what = f"no hidden layer with weights is called {unknown}"
+        raise ZsuError(what, where="forget", remedy=f"use some of {', '.join(hidden)}")
+    return [n for name, n in hidden.items() if name in names]
 
 
 def refuse_transposed(node: Share) -> None:
