@@ -17,6 +17,7 @@ import torchvision
 import zennit.composites
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models.convnext import CNBlockConfig
 
 from zsu import Composite, ZsuError, compare, data, explain, explain_each, plots
 from zsu.models import SmallCNN, bundled
@@ -25,19 +26,38 @@ from zsu.relevance.tape import Tape
 
 TINY = Epsilon(epsilon=1e-30)
 EXPLAINED = {  # one of each family, and the others, which `make large` runs
-    "alexnet": 64, "vgg11_bn": 32, "resnet18": 32, "densenet121": 32, "googlenet": 32, "squeezenet1_0": 32,
-    "mobilenet_v3_small": 32, "convnext_tiny": 32, "regnet_y_400mf": 32, "shufflenet_v2_x1_0": 32, "vit_b_16": 32,
-    "swin_t": 64,
+    "alexnet": 64, "small vgg": 32, "resnet18": 32, "densenet121": 32, "googlenet": 32, "squeezenet1_0": 32,
+    "mobilenet_v3_small": 32, "regnet_y_400mf": 32, "shufflenet_v2_x1_0": 32,
+    "small vit": 32, "small swin": 32, "small convnext": 32,
 }  # fmt: skip
 LARGE = {
-    "vgg11": 32, "vgg16": 32, "resnet50": 32, "mobilenet_v2": 32, "efficientnet_b0": 32, "regnet_x_400mf": 32,
-    "inception_v3": 80,
+    "vgg11": 32, "vgg11_bn": 32, "vgg16": 32, "resnet50": 32, "mobilenet_v2": 32, "efficientnet_b0": 32,
+    "regnet_x_400mf": 32, "inception_v3": 80, "convnext_tiny": 32, "vit_b_16": 32, "swin_t": 64,
 }  # fmt: skip
 REFUSED = {"swin_v2_t": "'normalize'", "maxvit_t": "'einsum'"}
 
 
 def rand(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def small_vgg(size, classes):
+    """VGG-11 with 64 hidden units instead of 4,096."""
+    model = torchvision.models.vgg11_bn(num_classes=classes)
+    model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 64), nn.ReLU(True), nn.Dropout(), nn.Linear(64, classes))
+    return model
+
+
+SMALL = {  # torchvision's classes with fewer and narrower layers
+    "small vgg": small_vgg,
+    "small vit": lambda size, classes: torchvision.models.VisionTransformer(size, 8, 2, 2, 16, 32, num_classes=classes),
+    "small swin": lambda size, classes: torchvision.models.SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 4], [4, 4], num_classes=classes
+    ),
+    "small convnext": lambda size, classes: torchvision.models.ConvNeXt(
+        [CNBlockConfig(16, 32, 2), CNBlockConfig(32, None, 2)], num_classes=classes
+    ),
+}
 
 
 def pretrained_like(name, size, classes=7, dtype=torch.float64):
@@ -47,7 +67,10 @@ def pretrained_like(name, size, classes=7, dtype=torch.float64):
         options = {"init_weights": False}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = torchvision.models.get_model(name, weights=None, num_classes=classes, **options).to(dtype).eval()
+        if name in SMALL:
+            model = SMALL[name](size, classes).to(dtype).eval()
+        else:
+            model = torchvision.models.get_model(name, weights=None, num_classes=classes, **options).to(dtype).eval()
         for m in model.modules():
             if isinstance(m, nn.modules.batchnorm._BatchNorm):
                 m.running_mean.normal_(0, 0.1)
@@ -143,21 +166,28 @@ def test_torchvision_models_that_are_refused_by_the_name_of_the_operation(name):
         explain(pretrained_like(name, size, dtype=torch.float32), rand(1, 3, size, size, dtype=torch.float32), 1)
 
 
-def test_samples_are_told_apart_where_the_batch_axis_moves():
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("small vit", 32), ("small swin", 32), ("small convnext", 32),
+        pytest.param("vit_b_16", 32, marks=pytest.mark.large), pytest.param("swin_t", 64, marks=pytest.mark.large),
+        pytest.param("convnext_tiny", 64, marks=pytest.mark.large),
+    ],
+)  # fmt: skip
+def test_samples_are_told_apart_where_the_batch_axis_moves(name, size):
     """ViT puts tokens first, Swin spreads windows over the batch axis: each sample's share must stay its own."""
-    for name, size in (("vit_b_16", 32), ("swin_t", 64), ("convnext_tiny", 64)):
-        model = pretrained_like(name, size)
-        x = rand(3, 3, size, size, seed=2)
-        both = explain(model, x, 1)
-        for i in range(3):
-            one = explain(model, x[i : i + 1], 1)
-            assert (one.input[0] - both.input[i]).abs().max() <= 1e-9 * both.input.abs().max()
-            for layer, alone in zip(both.layers, one.layers, strict=True):
-                if len(layer.relevance) == 3:
-                    scale = layer.relevance.abs().max()
-                    assert (layer.relevance[i] - alone.relevance[0]).abs().max() <= 1e-9 * scale
-        per_sample = [len(layer.relevance) == 3 for layer in both.layers]
-        assert sum(per_sample) > 0.9 * len(per_sample)
+    model = pretrained_like(name, size)
+    x = rand(3, 3, size, size, seed=2)
+    both = explain(model, x, 1)
+    for i in range(3):
+        one = explain(model, x[i : i + 1], 1)
+        assert (one.input[0] - both.input[i]).abs().max() <= 1e-9 * both.input.abs().max()
+        for layer, alone in zip(both.layers, one.layers, strict=True):
+            if len(layer.relevance) == 3:
+                scale = layer.relevance.abs().max()
+                assert (layer.relevance[i] - alone.relevance[0]).abs().max() <= 1e-9 * scale
+    per_sample = [len(layer.relevance) == 3 for layer in both.layers]
+    assert sum(per_sample) > 0.9 * len(per_sample)
 
 
 # --- composites and the rules of the input layer ------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
 from ..errors import ZsuError
+from .layers import Step
 from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
 from .weighted import Weighted
 
@@ -33,7 +34,7 @@ class Composite:
     last: Rule | str | None = None
     names: Mapping[str, Rule | str] = field(default_factory=dict)
 
-    def assign(self, steps: Sequence[Weighted], last: Weighted | None) -> None:
+    def assign(self, steps: Sequence[Weighted], last: Step | None) -> None:
         """Give each layer its rule; `ZsuError` for a name that no layer has and for unknown rules."""
         if not isinstance(self.names, Mapping) or not all(isinstance(name, str) for name in self.names):
             raise ZsuError(f"names are {self.names!r}", where="Composite", remedy="map names of layers to rules")

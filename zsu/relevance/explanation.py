@@ -178,7 +178,7 @@ def recording(
         check_logits(model, logits)
         if logits not in tape.origins or not logits.requires_grad:
             raise unrelated()
-        as_composite(rules).assign(tape.weighted_steps(), tape.last_step())
+        as_composite(rules).assign(tape.weighted_steps(), tape.step_of(logits))
         yield tape
 
 

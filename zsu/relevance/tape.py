@@ -66,8 +66,8 @@ class Tape(TorchFunctionMode):
         What keeps a share of the relevance: the same, and besides them softmax and constants.
     steps : dict of Layer to Step
         What keeps its output for the backward pass; the graph of autograd keeps it alive.
-    taps : dict of Layer to Tap, or None
-        The outputs of `layers`; they keep all of the graph alive, so that only who needs them asks for them.
+    taps : dict of Layer to Tap
+        The outputs of `layers`, where asked for; they keep all of the graph alive.
     constants : list of (Tensor, Layer)
         Leaves that do not depend on the input but join the flow (class token, position embeddings), and the rows that
         their share constant * gradient belongs to.
@@ -75,8 +75,8 @@ class Tape(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, edges: bool, attention: str, taps: bool = False):
         super().__init__()
-        self.edges, self.attention = edges, attention
-        self.taps: dict[Layer, Tap] | None = {} if taps else None
+        self.edges, self.attention, self.tapping = edges, attention, taps
+        self.taps: dict[Layer, Tap] = {}
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.names = dict(self.parameters)  # and slices of parameters, which `parts` keeps alive
         self.parts: list[Tensor] = []
@@ -140,7 +140,8 @@ class Tape(TorchFunctionMode):
 
     def along(self, path: Sequence[tuple[Layer, int]], weights: Tensor) -> Tensor:
         """Input relevance of one path: from each channel on to the next, with all other layers closed."""
-        edge, grad, open = get_gradient_edge(self.logits), weights, ()
+        edge, grad = get_gradient_edge(self.logits), weights
+        open: tuple[Layer, ...] = ()
         for layer, channel in path:
             tap = self.taps[layer]
             self.replay.begin(last=False, open=open)
@@ -257,7 +258,7 @@ class Tape(TorchFunctionMode):
         self.rows.append(step.layer)
         self.layers.append(step.layer)
         axes = step.axes
-        if self.taps is not None and axes[1] is not None:
+        if self.tapping and axes[1] is not None:
             self.taps[step.layer] = Tap(get_gradient_edge(out), axes, out.detach().clone())
         sources = (Source(len(self.layers) - 1, out.shape[axes[1]]),) if known else None
         return self.note(out, axes, sources, layer=step.layer, **more)
@@ -312,14 +313,13 @@ class Tape(TorchFunctionMode):
             s = s if weight is None else s * weight
             t = -running_mean * s if bias is None else bias - running_mean * s
         value = self.value(func, "batch_norm", input, running_mean, running_var, weight, bias, False, momentum, eps)
-        layer = self.origins[input].layer
-        step = None if layer is None else self.steps.get(layer)
+        step = self.step_of(input)
         if not isinstance(step, Weighted) or not step.takes_in_batch_norm:
             return self.weighted("batch_norm", where, Affine(), input, s, t, value)
         with torch.no_grad():
             b = t if step.b is None else step.b * s + t
             s = s if step.s is None else step.s * s
-        return self.follow(replace(step, layer=replace(layer), z=value, s=s, b=b))
+        return self.follow(replace(step, layer=replace(step.layer), z=value, s=s, b=b))
 
     def value(self, func: Callable, where: str, *args, **kwargs) -> Tensor:
         """The layer's own output; what torch refuses is said with the layer's name."""
@@ -433,7 +433,8 @@ class Tape(TorchFunctionMode):
         origin = self.origins[x]
         step = self.row("constant", origin.axes, self.names.get(id(constant)))
         out = Meter.apply(x.clone() if in_place else x, step, "into") + self.leaf(constant, step)
-        axes = tuple(None if i is None else i + out.dim() - x.dim() for i in origin.axes)  # x may have been broadcast
+        batch, channel = (None if i is None else i + out.dim() - x.dim() for i in origin.axes)  # x may be broadcast
+        axes = batch, channel
         out = Meter.apply(out, replace(step, axes=axes), "out")
         if in_place:
             out = a.copy_(out)
@@ -563,9 +564,9 @@ class Tape(TorchFunctionMode):
     def weighted_steps(self) -> list[Weighted]:
         return [step for step in self.steps.values() if isinstance(step, Weighted)]
 
-    def last_step(self) -> Step | None:
-        """Of the layer whose direct output is the logits."""
-        layer = self.origins[self.logits].layer
+    def step_of(self, t: Tensor) -> Step | None:
+        """That of the layer whose direct output t is."""
+        layer = self.origins[t].layer
         return None if layer is None else self.steps.get(layer)
 
     def protect(self, t: Tensor) -> None:
