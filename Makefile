@@ -12,18 +12,18 @@ book: .venv/installed  ## run every chapter and build the site, from nothing eac
 	@cat _build/seconds.txt
 	@echo "Open file://$(CURDIR)/_build/html/index.html"
 
-# Two tests at a time, those of a file in one process, each with one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two tests at a time, each with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test: .venv/installed  ## style, imports, types, tests, and whether notebooks/ is in step with book/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
-	@$(PYTEST)
+	@$(PYTEST) --dist loadfile
 
 large: .venv/installed  ## the tests that take long: every notebook, models of real size, the installed wheel
-	@$(PYTEST) -m large
+	@$(PYTEST) --dist worksteal -m large
 
 notebooks: .venv/installed  ## make notebooks/ anew from book/, with the values of the last `make book`
 	$(BIN)/python book/_ext/notebooks.py

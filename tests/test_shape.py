@@ -15,6 +15,7 @@ MODULES = sorted((ROOT / "zsu").rglob("*.py"))
 LONGER = {"tape.py", "data.py", "cli.py"}  # modules that may have 620 lines instead of 450
 # Their parameters are those of the torch function of that name.
 MIRRORS = {"batch_norm", "convolution", "multi_head_attention_forward", "scaled_dot_product_attention"}
+COMPILED = {"_epsilon_rule"}  # numba takes arrays one by one
 
 
 def functions(path):
@@ -27,9 +28,9 @@ def code_lines(node, text):
     """Lines of a function without its docstring, blank lines and comments."""
     body = node.body[1:] if ast.get_docstring(node) is not None else node.body
     first = body[0].lineno if body else node.end_lineno + 1
-    signature = [line for line in range(node.lineno, node.body[0].lineno)]
     lines = text.splitlines()
-    chosen = [lines[number - 1].strip() for number in [*signature, *range(first, node.end_lineno + 1)]]
+    chosen = [*lines[node.lineno - 1 : node.body[0].lineno - 1], *lines[first - 1 : node.end_lineno]]
+    chosen = [line.strip() for line in chosen]
     return len([line for line in chosen if line and not line.startswith("#")])
 
 
@@ -54,6 +55,7 @@ def test_tab_shows_the_public_names_and_the_parts():
     parts += ["training", "widgets"]
     assert dir(zsu) == sorted([*names, *parts, "__version__"])
     assert all(getattr(zsu, name) is not None for name in dir(zsu))
+    assert not hasattr(zsu, "nothing")
 
 
 @pytest.mark.parametrize("name", zsu.HOMES)
@@ -80,7 +82,9 @@ def test_no_function_is_long():
 
 def test_only_public_functions_and_those_of_torch_have_many_parameters():
     many = {(path, f.name): f for path in MODULES for f in functions(path) if parameters(f) > 7}
-    assert [f"{p.name}:{name}" for (p, name), f in many.items() if name not in MIRRORS and not is_public(f, p)] == []
+    assert [
+        f"{p.name}:{name}" for (p, name), f in many.items() if name not in MIRRORS | COMPILED and not is_public(f, p)
+    ] == []
 
 
 def test_lengths_are_counted_without_words():

@@ -161,7 +161,7 @@ def test_model_that_does_not_fit_the_data(few, factory, message):
     "setting", [{"epochs": 0}, {"epochs": 1.5}, {"batch_size": 0}, {"lr": 0}, {"lr": -1.0}, {"lr": float("nan")}]
 )
 def test_impossible_settings(few, setting):
-    with pytest.raises(ZsuError, match=f"(is {list(setting.values())[0]!r})"):
+    with pytest.raises(ZsuError, match=f"(is {next(iter(setting.values()))!r})"):
         training.train(models.SmallCNN, few, **(SHORT | setting))
 
 

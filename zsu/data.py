@@ -200,7 +200,7 @@ def find_idx(folder: str | os.PathLike, name: str) -> Path:
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of bytes: 0, 0, 8, the number of dimensions, each dimension as big-endian int32, the data."""
     try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if raw[:3] != b"\0\0\x08":
             raise ValueError("not an IDX file of bytes")
         shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)

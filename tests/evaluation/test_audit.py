@@ -302,7 +302,7 @@ def test_results_in_another_order_than_the_originals_are_refused(splits):
 def test_references_that_are_much_worse_are_noted():
     found = report({}, [Fixed([0.0, 0.0, 9.0]).eval()] * 3)
     assert any("train more" in note for note in found.notes)
-    assert list(report({}, measures="accuracy").measure_of.values())[0] == "accuracy"
+    assert next(iter(report({}, measures="accuracy").measure_of.values())) == "accuracy"
 
 
 def test_unknown_measures_and_uneven_numbers_of_results_are_refused():

@@ -60,7 +60,7 @@ def same_paths(found, expected):
     assert len({n for n, _ in found}) == len(found)
     truth = dict(expected)
     assert all(truth[nodes] == pytest.approx(p, rel=1e-9) for nodes, p in found)
-    assert all(a >= b * (1 - 1e-12) for (_, a), (_, b) in zip(found, found[1:], strict=False))
+    assert all(a >= b * (1 - 1e-12) for (_, a), (_, b) in itertools.pairwise(found))
 
 
 class Residual(nn.Module):
@@ -236,7 +236,7 @@ def test_unmodified_resnet18_and_small_cnn(dtype):
         }
         for nodes, p in list(zip(paths.nodes, paths.probability, strict=True))[::100]:
             nodes = [graph.start, *nodes[nodes >= 0].tolist()]
-            steps = [probability[edge] for edge in zip(nodes, nodes[1:], strict=False)]
+            steps = [probability[edge] for edge in itertools.pairwise(nodes)]
             assert np.prod(steps) == pytest.approx(p, rel=1e-9)
             assert nodes[-1] < graph.first[1]
 
@@ -513,7 +513,7 @@ def test_figures_of_paths_show_the_numbers():
     graph, found = build_graph(result), find_paths(result, 40)
     figure = plots.paths(found, 40)
     (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
-    steps = {e for nodes, _ in numbered(found) for e in zip(nodes, nodes[1:], strict=False)}
+    steps = {e for nodes, _ in numbered(found) for e in itertools.pairwise(nodes)}
     assert len(lines.get_segments()) == len(steps)
     assert "40 most probable" in figure.axes[0].get_title()
     bars = plots.walked(graph).axes[0].containers

@@ -234,7 +234,7 @@ def test_a_composite_chooses_by_name_then_place_then_kind():
         assert torch.equal(again.input, by_name.input)
     assert not torch.equal(by_name.input, explain(model, x, 1, Composite(first="flat")).input)
     last_wins = explain(model, x, 1, {"conv*": "gamma", "conv2": "epsilon"})
-    assert torch.equal(last_wins.input, explain(model, x, 1, {n: "gamma" for n in ("conv1", "conv3")}).input)
+    assert torch.equal(last_wins.input, explain(model, x, 1, dict.fromkeys(("conv1", "conv3"), "gamma")).input)
 
 
 def test_bad_composites_are_refused():
