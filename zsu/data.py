@@ -183,9 +183,9 @@ def load_idx(name: str, folder: str | os.PathLike, transform: Callable | None) -
 
 def read_idx_split(folder: str | os.PathLike, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, H, W) and labels (N,) of a split, from its IDX files."""
-    return tuple(
-        read_idx(find_idx(folder, f"{IDX_PREFIX[part]}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1")
-    )
+    start = IDX_PREFIX[part]
+    images, labels = (read_idx(find_idx(folder, f"{start}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1"))
+    return images, labels
 
 
 def find_idx(folder: str | os.PathLike, name: str) -> Path:
@@ -254,7 +254,7 @@ def open_image(path: str | os.PathLike) -> Image:
     try:
         return datasets.folder.default_loader(path)
     except OSError as error:
-        raise ZsuError(f"cannot read this image ({error})", where=path, remedy="replace the file") from error
+        raise ZsuError(f"cannot read this image ({error})", where=str(path), remedy="replace the file") from error
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import safetensors
 import safetensors.torch
@@ -340,7 +341,7 @@ def bundled(kind: str = "original", seed: int = 0) -> SmallCNN:
     ZsuError
         Another kind or seed.
     """
-    return load(bundled_path(kind, seed))
+    return cast(SmallCNN, load(bundled_path(kind, seed)))
 
 
 def bundled_path(kind: str = "original", seed: int = 0) -> Path:
@@ -352,7 +353,7 @@ def bundled_path(kind: str = "original", seed: int = 0) -> Path:
     return BUNDLED_FOLDER / BUNDLED_FILES[kind].format(seed)
 
 
-def references(name: str | int, folder: str | os.PathLike = "references") -> list[SmallCNN]:
+def references(name: str | int, folder: str | os.PathLike = "references") -> list[nn.Module]:
     """What forgetting one class of ``fashion-mini`` is measured against: models that never saw it.
 
     Parameters

@@ -143,7 +143,7 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     order = np.argsort(strength)
     segments = np.stack([number, height], 2)[order]  # (lines, ends, x and y)
     width, alpha = 0.4 + 5 * strength[order], 0.12 + 0.8 * strength[order]
-    axis.add_collection(LineCollection(segments, colors=ORANGE, linewidths=width, alpha=alpha, zorder=2))
+    axis.add_collection(LineCollection(list(segments), colors=ORANGE, linewidths=width, alpha=alpha, zorder=2))
     for layer, size in enumerate(sizes):
         axis.scatter(np.full(size, layer), (np.arange(size) + 0.5) / size, s=6, color="#c9c9c9", zorder=1)
     axis.scatter(number, height, s=6, color=ORANGE, zorder=3)

@@ -122,7 +122,7 @@ def build_graph(relevance: Relevance) -> PathGraph:
             values.append(edges.cpu().numpy().ravel())  # (k, length) -> (k * length,)
             size += edges.numel()
     seed = logits_layer(relevance).relevance.sum(0)  # (classes,): the walk starts at the logits explained
-    blocks.append(([first[-1]], [size], [len(seed)], [first[-2]]))
+    blocks.append((first[-1:], np.array([size]), np.array([len(seed)]), first[-2:-1]))
     values.append(seed.cpu().numpy())
     kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) for layer in layers]
     return assemble([layer.name for layer in layers], first, np.concatenate(values), blocks, kept)

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pandas as pd
@@ -55,6 +56,12 @@ class Paths:
     def __len__(self) -> int:
         return len(self.nodes)
 
+    @overload
+    def __getitem__(self, i: int) -> list[Channel]: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> Paths: ...
+
     def __getitem__(self, i: int | slice) -> list[Channel] | Paths:
         """Path i as [(layer, channel), ...] from the logit to the input; of a slice the `Paths`."""
         if isinstance(i, slice):
@@ -86,8 +93,8 @@ class Paths:
     def save(self, path: str | Path) -> None:
         """Write one npz file."""
         buffer = io.BytesIO()
-        arrays = {"nodes": self.nodes, "probability": self.probability, "first": self.first}
-        np.savez_compressed(buffer, layers=np.array(self.layers), **arrays)
+        layers = np.array(self.layers)
+        np.savez_compressed(buffer, layers=layers, nodes=self.nodes, probability=self.probability, first=self.first)
         write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
     @staticmethod
@@ -183,7 +190,7 @@ def as_channel(channel: Channel) -> Channel:
     """(layer, channel), after a check."""
     if not isinstance(channel, (tuple, list)) or len(channel) != 2:
         raise ZsuError(f"{channel!r} is no channel", where="find_paths", remedy="pass (name of the layer, number)")
-    return tuple(channel)
+    return channel[0], channel[1]
 
 
 def check_limits(k: int | None, min_probability: float, coverage: float) -> None:
