@@ -6,8 +6,9 @@ import copy
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,12 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.utils.data import Dataset
 
-app = typer.Typer(
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 Classes = Annotated[list[str], typer.Option("--class", help="Class to forget, by name or index; may be repeated.")]
 PatchFile = Annotated[Path, typer.Option(help="Patch that `zsu forget` wrote for this model.")]
@@ -49,6 +45,11 @@ SmallImages = Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or o
 Trusted = Annotated[bool, typer.Option(help="Read checkpoints with pickled code: they can run anything. Only yours.")]
 
 
+def command(example: str) -> Callable[[Callable], Callable]:
+    """A command of `zsu`, with an example at the end of its help."""
+    return app.command(epilog=f"Example: zsu {example}")
+
+
 def show_version(wanted: bool) -> None:
     if wanted:
         print(f"zsu {zsu.__version__}")
@@ -64,7 +65,7 @@ def options(
     """Make a trained image classifier forget a class, and check what it forgot."""
 
 
-@app.command(epilog="Example: zsu forget --class Trouser --method paths --out forgotten.safetensors")
+@command("forget --class Trouser --method paths --out forgotten.safetensors")
 def forget(
     cls: Classes,
     method: Annotated[str, typer.Option(help="As in zsu.forget, or paths+retained.")] = "paths",
@@ -101,7 +102,7 @@ def forget(
         x = [x.to(next(network.parameters())) for x, _ in seen]
         return zsu.forget(network, x, targets, method, retained=seen[0][1], seed=seed, **options)
 
-    options = {"k": k, "perturbed": perturbed, "layers": layer}
+    options: dict[str, Any] = {"k": k, "perturbed": perturbed, "layers": layer}
     options |= {} if perturbation == "zero" else {"perturbation": perturbation, "scale": scale, "absolute": absolute}
     chosen = run(method, **options)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
@@ -120,7 +121,7 @@ def forget(
     print(f"tier {about['tier']}; budget: {budget}; samples not recognised: {about['unrecognised']}")
 
 
-@app.command(epilog="Example: zsu audit --class Trouser --patch forgotten.safetensors")
+@command("audit --class Trouser --patch forgotten.safetensors")
 def audit(
     cls: Classes,
     patch: PatchFile,
@@ -145,7 +146,8 @@ def audit(
     if about.get("class", name) != name or about.get("target", targets) != targets:
         what = f"the patch forgets {about.get('class', about.get('target'))!r}, not {name!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
-    edited = loaded.apply(copy.deepcopy(network))
+    edited = copy.deepcopy(network)
+    loaded.apply(edited)
     method = about.get("method", patch.stem)
     row = f"patch-{method}" if method in zsu.evaluation.CONTROLS else method
     unseen = zsu.forgetting.request.count_seen(loaded, network, splits.test)
@@ -160,7 +162,7 @@ def audit(
         print(f"\nwritten to {out}")
 
 
-@app.command(epilog="Example: zsu apply --patch forgotten.safetensors --out edited.safetensors")
+@command("apply --patch forgotten.safetensors --out edited.safetensors")
 def apply(
     patch: PatchFile,
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
@@ -171,9 +173,7 @@ def apply(
     write_edited(patch, out, model, trusted, "apply")
 
 
-@app.command(
-    epilog="Example: zsu revert --model edited.safetensors --patch forgotten.safetensors --out back.safetensors"
-)
+@command("revert --model edited.safetensors --patch forgotten.safetensors --out back.safetensors")
 def revert(
     model: Annotated[Path, typer.Option(help="Checkpoint that holds the patch.")],
     patch: PatchFile,
@@ -184,7 +184,7 @@ def revert(
     write_edited(patch, out, model, trusted, "revert")
 
 
-@app.command(epilog="Example: zsu diff --patch forgotten.safetensors")
+@command("diff --patch forgotten.safetensors")
 def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
     """Say what made a patch, and what it changes in each layer; with --model also the share of the layer's weights."""
     loaded = zsu.Patch.load(patch)
@@ -194,7 +194,7 @@ def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
     print(f"\n{loaded.diff(state).to_string(float_format='{:.4g}'.format)}")
 
 
-@app.command(epilog="Example: zsu paths --class Trouser --k 100 --out paths.npz")
+@command("paths --class Trouser --k 100 --out paths.npz")
 def paths(
     cls: Annotated[str, typer.Option("--class", help="Class to explain, by name or index.")],
     k: Annotated[int, typer.Option(help="How many paths.")] = 100,
@@ -231,9 +231,7 @@ def paths(
         write_atomically(out, lambda temporary: found.to_frame().to_csv(temporary, index=False))
 
 
-@app.command(
-    epilog="Example: zsu train --data my-images --size 64 --arch resnet18 --exclude cat --out retrained.safetensors"
-)
+@command("train --data my-images --size 64 --arch resnet18 --exclude cat --out retrained.safetensors")
 def train(
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
     arch: Annotated[str, typer.Option(help="small-cnn or a torchvision model.")] = "small-cnn",
@@ -265,7 +263,7 @@ def train(
     print(f"test accuracy {found:.3f}{on}; written to {out}")
 
 
-@app.command(epilog="Example: zsu references --class Bag --number 8")
+@command("references --class Bag --number 8")
 def references(
     cls: Classes,
     number: Annotated[
@@ -293,7 +291,7 @@ def references(
     print(f"{number} models without {', '.join(names)} in {folder}")
 
 
-@app.command(epilog="Example: zsu sweep --out sweep --class Trouser --class Bag --dry-run")
+@command("sweep --out sweep --class Trouser --class Bag --dry-run")
 def sweep(
     out: Annotated[Path, typer.Option(help="Folder for the results, one file a task, and the models.")],
     cls: SomeClasses = None,
@@ -327,7 +325,7 @@ def sweep(
     print(f"{len(table)} rows written to {out / 'sweep.csv'}")
 
 
-@app.command(epilog="Example: zsu bench --out bench --class Trouser --class Bag --seeds 1")
+@command("bench --out bench --class Trouser --class Bag --seeds 1")
 def bench(
     out: Annotated[Path, typer.Option(help="Folder for the table, the figure and the models that are trained.")],
     cls: SomeClasses = None,
@@ -350,7 +348,7 @@ def bench(
     print(f"\nwritten to {out / zsu.scoreboard.FILE} and {out / 'scoreboard.png'}")
 
 
-@app.command(epilog="Example: zsu reproduce mnist-cnn --data ~/mnist --out mnist-cnn")
+@command("reproduce mnist-cnn --data ~/mnist --out mnist-cnn")
 def reproduce(
     row: Annotated[
         str, typer.Argument(help="mnist-cnn, cifar10-resnet50, cifar100-resnet50, imagenet-mini-vgg16 or mufac-vit.")
@@ -368,7 +366,7 @@ def reproduce(
         print(zsu.reproduce.as_text(row, frame))
 
 
-@app.command(epilog="Example: zsu data mnist --root ~/data")
+@command("data mnist --root ~/data")
 def data(
     name: Annotated[str, typer.Argument(help="Data set by name, or a folder.")] = "fashion-mini",
     root: Root = "data",
@@ -381,7 +379,7 @@ def data(
         print(f"{index:>4}  {label:<20} {train:>7,} train {test:>7,} test")
 
 
-@app.command(epilog="Example: zsu doctor")
+@command("doctor")
 def doctor():
     """Check in ten seconds whether this machine is ready for the course, and say what to do where it is not."""
     findings = zsu.doctor.check()
@@ -395,8 +393,7 @@ def doctor():
 def check_ending(out: Path | None, *endings: str) -> None:
     """`ZsuError` for a file to write that ends otherwise."""
     if out is not None and out.suffix not in endings:
-        remedy = f"end the file in {' or '.join(endings)}"
-        raise ZsuError(f"{out.suffix or 'no ending'}", where="--out", remedy=remedy)
+        raise ZsuError(out.suffix or "no ending", where="--out", remedy=f"end the file in {' or '.join(endings)}")
 
 
 def prepare(

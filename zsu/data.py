@@ -69,8 +69,7 @@ class Images(Dataset):
         Other shapes or dtypes, or labels that are not 0..C-1.
     """
 
-    def __init__(self, data: torch.Tensor, targets: torch.Tensor, classes: list[str],
-                 transform: Callable | None = None):  # fmt: skip
+    def __init__(self, data: torch.Tensor, targets: Iterable, classes: list[str], transform: Callable | None = None):
         if data.dtype != torch.uint8 or data.ndim != 4:
             what = f"image data has shape {tuple(data.shape)} and dtype {data.dtype}"
             raise ZsuError(what, where="Images", remedy="pass a uint8 tensor of shape (N, C, H, W)")
@@ -140,20 +139,12 @@ def load_mini(transform: Callable | None) -> Splits:
         with np.load(MINI_FILE) as file:
             arrays = {name: file[name] for name in MINI_ARRAYS}
     except Exception as error:  # a missing, truncated or foreign file fails in many ways
-        raise ZsuError(
-            f"the bundled data cannot be read ({error})", where=str(MINI_FILE), remedy="reinstall zsu"
-        ) from error
+        what = f"the bundled data cannot be read ({error})"
+        raise ZsuError(what, where=str(MINI_FILE), remedy="reinstall zsu") from error
     if checksum(arrays) != MINI_SHA256:
         raise ZsuError("the bundled data does not match its checksum", where=str(MINI_FILE), remedy="reinstall zsu")
-    return Splits(*(
-        Images(
-            torch.from_numpy(arrays[f"{part}_images"])[:, None],  # (N, 28, 28) -> (N, 1, 28, 28)
-            torch.from_numpy(arrays[f"{part}_labels"]),
-            FASHION_CLASSES,
-            transform,
-        )
-        for part in Splits._fields
-    ))  # fmt: skip
+    pairs = ((arrays[f"{part}_images"], arrays[f"{part}_labels"]) for part in Splits._fields)
+    return Splits(*(Images(channels_first(images), labels, FASHION_CLASSES, transform) for images, labels in pairs))
 
 
 def load_torchvision(name: str, root: str | os.PathLike, download: bool, transform: Callable | None) -> Splits:
@@ -162,29 +153,23 @@ def load_torchvision(name: str, root: str | os.PathLike, download: bool, transfo
     try:
         parts = [TORCHVISION[name](root, train=train, download=download) for train in (True, False)]
     except Exception as error:  # no network, no permission, damaged files: torchvision raises many types
-        raise ZsuError(
-            f"{name} is not complete in {str(root)!r} and "
-            + (f"the download failed ({error})" if download else "download=False"),
-            where="zsu.data.load",
-            remedy="check the network and the folder, copy torchvision's files there, or use 'fashion-mini'",
-        ) from error
-    return Splits(*(Images(channels_first(p.data), torch.as_tensor(p.targets), p.classes, transform)
-                    for p in parts))  # fmt: skip
+        failed = f"the download failed ({error})" if download else "download=False"
+        what = f"{name} is not complete in {str(root)!r} and {failed}"
+        remedy = "check the network and the folder, copy torchvision's files there, or use 'fashion-mini'"
+        raise ZsuError(what, where="zsu.data.load", remedy=remedy) from error
+    return Splits(*(Images(channels_first(p.data), p.targets, p.classes, transform) for p in parts))
 
 
 def load_idx(name: str, folder: str | os.PathLike, transform: Callable | None) -> Splits:
     """The IDX files of MNIST or Fashion-MNIST."""
-    parts = []
-    for part in Splits._fields:
-        images, labels = (torch.from_numpy(a.copy()) for a in read_idx_split(folder, part))  # a file's bytes are fixed
-        parts.append(Images(images[:, None], labels, TORCHVISION[name].classes, transform))  # (N, H, W) -> (N, 1, H, W)
-    return Splits(*parts)
+    pairs, names = (read_idx_split(folder, part) for part in Splits._fields), TORCHVISION[name].classes
+    return Splits(*(Images(channels_first(images), labels, names, transform) for images, labels in pairs))
 
 
 def read_idx_split(folder: str | os.PathLike, part: str) -> tuple[np.ndarray, np.ndarray]:
     """Images (N, H, W) and labels (N,) of a split, from its IDX files."""
-    start = IDX_PREFIX[part]
-    images, labels = (read_idx(find_idx(folder, f"{start}-{what}-ubyte")) for what in ("images-idx3", "labels-idx1"))
+    names = (f"{IDX_PREFIX[part]}-{what}-ubyte" for what in ("images-idx3", "labels-idx1"))
+    images, labels = (read_idx(find_idx(folder, name)) for name in names)
     return images, labels
 
 
@@ -200,7 +185,8 @@ def find_idx(folder: str | os.PathLike, name: str) -> Path:
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of bytes: 0, 0, 8, the number of dimensions, each dimension as big-endian int32, the data."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        packed = path.read_bytes()
+        raw = bytearray(gzip.decompress(packed) if path.suffix == ".gz" else packed)  # tensors can be written
         if raw[:3] != b"\0\0\x08":
             raise ValueError("not an IDX file of bytes")
         shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
@@ -307,23 +293,21 @@ def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
     if isinstance(labels, (list, tuple, np.ndarray)) and len(labels) and isinstance(labels[0], str):
         labels = [index_of_label(label, names) for label in labels]
+    remedy = "give one integer for each image"
     try:
         labels = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ZsuError(
-            f"the labels are no numbers ({error})", where="zsu.data", remedy="give one integer for each image"
-        ) from error
+        raise ZsuError(f"the labels are no numbers ({error})", where="zsu.data", remedy=remedy) from error
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         what = f"the labels have shape {tuple(labels.shape)} and dtype {labels.dtype}"
-        raise ZsuError(what, where="zsu.data", remedy="give one integer for each image")
+        raise ZsuError(what, where="zsu.data", remedy=remedy)
     wrong = labels[(labels < 0) | (labels >= len(names))].unique().tolist()
     if wrong:
-        raise ZsuError(
-            f"labels {wrong[:10]} are not in 0..{len(names) - 1}, but there are {len(names)} classes",
-            where="zsu.data",
-            remedy="number the classes 0, 1, 2, ... in the order of .classes, as in "
-            "numpy.unique(labels, return_inverse=True)",
+        what = f"labels {wrong[:10]} are not in 0..{len(names) - 1}, but there are {len(names)} classes"
+        remedy = (
+            "number the classes 0, 1, 2, ... in the order of .classes, as by numpy.unique(..., return_inverse=True)"
         )
+        raise ZsuError(what, where="zsu.data", remedy=remedy)
     return labels.to(torch.int64)
 
 
@@ -354,12 +338,7 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
         No such class; the message lists the classes.
     """
     names = classes(dataset)
-    if isinstance(cls, str):
-        index = index_of_name(names, cls.strip())
-    elif is_integer(cls):
-        index = int(cls)
-    else:
-        index = None
+    index = index_of_name(names, cls.strip()) if isinstance(cls, str) else int(cls) if is_integer(cls) else None
     if index is None or not 0 <= index < len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise ZsuError(f"there is no class {cls!r}", where="zsu.data", remedy=f"choose by index or name: {listed}")
@@ -419,9 +398,7 @@ def samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> tor
     ZsuError
         No such class, no image of it, or fewer than `n`; `n` < 1; images that do not stack.
     """
-    indices = sample_indices(dataset, cls, n, seed)
-    x, _ = stack_pairs([dataset[i] for i in indices.tolist()], dataset)
-    return x
+    return stack_pairs([dataset[i] for i in sample_indices(dataset, cls, n, seed).tolist()], dataset)[0]
 
 
 def without_samples(dataset: Dataset, cls: int | str | Iterable[int | str], n: int = 36, seed: int = 0) -> Subset:
@@ -478,9 +455,8 @@ def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Ten
     images = in_memory(dataset)
     if images is None:
         # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
-        yield from DataLoader(
-            dataset, batch_size, collate_fn=functools.partial(stack_pairs, dataset=dataset), generator=torch.Generator()
-        )
+        stack = functools.partial(stack_pairs, dataset=dataset)
+        yield from DataLoader(dataset, batch_size, collate_fn=stack, generator=torch.Generator())
         return
     for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
         if len(y):
@@ -508,9 +484,8 @@ def stack_pairs(pairs: list[tuple[torch.Tensor, int | str]], dataset: Dataset) -
             what = f"images differ in shape: {tuple(images[0].shape)} and {tuple(image.shape)}"
             remedy = "pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])"
             raise ZsuError(what, where="zsu.data", remedy=remedy)
-    return torch.stack(images), torch.tensor(
-        [index_of_label(label, classes(dataset)) if isinstance(label, str) else int(label) for _, label in pairs]
-    )
+    labels = [index_of_label(y, classes(dataset)) if isinstance(y, str) else int(y) for _, y in pairs]
+    return torch.stack(images), torch.tensor(labels)
 
 
 def slug(name: str) -> str:
@@ -523,8 +498,7 @@ def content_hash(splits: Splits) -> str:
     digest = hashlib.sha256()
     for part in splits:
         for x, y in batches(part, 1000):
-            digest.update(x.numpy().tobytes())
-            digest.update(y.numpy().tobytes())
+            digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     return digest.hexdigest()
 
 

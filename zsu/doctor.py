@@ -60,8 +60,8 @@ def python() -> Finding:
 
 def packages() -> Finding:
     """What the kernel needs, by its own metadata."""
-    needs = [Requirement(line) for line in importlib.metadata.requires("zsu") or []]
-    needs = [need for need in needs if need.marker is None]  # no extras
+    every = map(Requirement, importlib.metadata.requires("zsu") or [])
+    needs = [need for need in every if need.marker is None]  # no extras
     wrong = [str(need) for need in needs if not installed(need)]
     if not wrong:  # do they work?
         for module in ("plots", "widgets", "relevance.comparison"):

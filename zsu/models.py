@@ -228,9 +228,12 @@ def read_state(path: str | os.PathLike, *, trusted: bool = False) -> tuple[dict,
 
 
 def read(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
-    if is_safetensors(path):
-        return metadata(path), read_safetensors(path)
-    return {}, read_torch(path, trusted)
+    if not is_safetensors(path):
+        return {}, read_torch(path, trusted)
+    try:
+        return metadata(path), safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise damage(path, error) from error
 
 
 def check_file(path: str | os.PathLike) -> None:
@@ -241,11 +244,8 @@ def check_file(path: str | os.PathLike) -> None:
 def damage(path: str | os.PathLike, error: Exception) -> ZsuError:
     """What to raise for a file that cannot be read to its end."""
     first_line = str(error).partition("\n")[0]
-    return ZsuError(
-        f"this is not a complete checkpoint ({type(error).__name__}: {first_line})",
-        where=str(path),
-        remedy="fetch or save it again",
-    )
+    what = f"this is not a complete checkpoint ({type(error).__name__}: {first_line})"
+    return ZsuError(what, where=str(path), remedy="fetch or save it again")
 
 
 def is_safetensors(path: str | os.PathLike) -> bool:
@@ -253,13 +253,6 @@ def is_safetensors(path: str | os.PathLike) -> bool:
     check_file(path)
     with open(path, "rb") as file:
         return Path(path).suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def read_safetensors(path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise damage(path, error) from error
 
 
 def read_torch(path: str | os.PathLike, trusted: bool) -> dict[str, torch.Tensor] | nn.Module:
@@ -301,8 +294,7 @@ def guess_channels(state: dict[str, torch.Tensor]) -> int:
 
 
 def check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: str, path: str | os.PathLike) -> None:
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in state.items()}
+    expected, found = ({name: tuple(t.shape) for name, t in s.items()} for s in (model.state_dict(), state))
     differing = [name for name in expected | found if expected.get(name) != found.get(name)]
     if differing:
         listed = "; ".join(

@@ -162,15 +162,10 @@ def walked(graph: PathGraph | Relevance) -> Figure:
     """By layer, from the logit (top) to the input: what paths walk, and what they leave, in % of |relevance|."""
     graph = build_graph(graph) if isinstance(graph, Relevance) else graph
     frame = graph.ledger.set_index("layer")
-    percent = 100 * frame.div(frame.abs().sum(axis=1), axis=0)
-    figure, axis = plt.subplots(figsize=(6, 0.3 * len(frame) + 1.4), layout="constrained")
     colours = {"walked": BLUE, "dead end": "#c9c9c9", "kept": GREY, "negative": ORANGE}
-    right, left = np.zeros(len(frame)), np.zeros(len(frame))
-    for column, colour in colours.items():
-        begin = np.where(percent[column] >= 0, right, left)
-        axis.barh(frame.index, percent[column], left=begin, color=colour, label=column)
-        right += percent[column].clip(lower=0)
-        left += percent[column].clip(upper=0)
+    percent = 100 * frame.div(frame.abs().sum(axis=1), axis=0)[list(colours)]
+    figure, axis = plt.subplots(figsize=(6, 0.3 * len(frame) + 1.4), layout="constrained")
+    percent.plot.barh(stacked=True, color=colours, width=0.8, legend=False, ax=axis)
     axis.set(xlabel="share of the layer's |relevance| (%)", ylabel="layer")
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
@@ -197,8 +192,6 @@ def activating(x: Tensor, activation: Tensor, path: list[tuple[str, int]], top: 
         for axis, n in zip(axes[row], activation[:, row].argsort(descending=True).tolist(), strict=False):
             draw_image(axis, x[n])
         axes[row, 0].set_ylabel(f"{layer}\n{channel}", rotation=0, ha="right", va="center")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
     return figure
 
 
@@ -397,14 +390,14 @@ def png(figure: Figure, **options) -> bytes:
 
 
 def grid(rows: int, columns: int, height: float, width: float) -> tuple[Figure, np.ndarray]:
-    """A figure with axes (rows, columns), each so many inches high and wide."""
-    return plt.subplots(rows, columns, figsize=(columns * width, rows * height), squeeze=False, layout="constrained")
+    """A figure with axes (rows, columns) without ticks, each so many inches high and wide."""
+    size, bare = (columns * width, rows * height), {"xticks": (), "yticks": ()}
+    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", subplot_kw=bare)
 
 
 def draw_image(axis: Axes, image: Tensor) -> None:
     """An image (C, H, W) in [0, 1], C 1 or 3."""
     axis.imshow(image.cpu().permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])
-    axis.set(xticks=[], yticks=[])
 
 
 def draw_heat(axis: Axes, relevance: Tensor) -> None:
@@ -412,4 +405,3 @@ def draw_heat(axis: Axes, relevance: Tensor) -> None:
     heat = relevance.detach().sum(0).cpu().numpy()  # (C, H, W) -> (H, W)
     limit = float(abs(heat).max()) or 1.0
     axis.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)
-    axis.set(xticks=[], yticks=[])

@@ -22,7 +22,7 @@ SMALL = {"dpi": 72, "bbox_inches": "tight"}  # pictures, of which a page holds m
 HIDE_TABS = "<style>.zsu-frames > .p-TabBar, .zsu-frames > .lm-TabBar { display: none !important }</style>"
 
 
-def slider(frames: list[tuple[str, Figure | bytes | ipywidgets.Widget, str]], description: str) -> ipywidgets.VBox:
+def slider(frames: Sequence[tuple[str, Figure | bytes | ipywidgets.Widget, str]], description: str) -> ipywidgets.VBox:
     """Show one of several pictures, picked by a slider.
 
     Parameters

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -168,8 +168,8 @@ def check(case: Case) -> None:
         raise ZsuError(f"no measures {unknown}", where="audit", remedy=f"use some of {', '.join(MEASURES)}")
     if not is_integer(case.seed) or not 0 <= case.seed < 2**32:
         raise ZsuError(f"seed {case.seed!r}", where="audit", remedy="pass an integer from 0 to 2**32 - 1")
-    for what, several in (("an original", case.originals), ("a reference", case.references)):
-        for model in several:
+    for what, models in (("an original", case.originals), ("a reference", case.references)):
+        for model in models:
             if not isinstance(model, nn.Module):
                 raise ZsuError(f"{what} is a {type(model).__name__}", where="audit", remedy="pass an nn.Module")
     if not case.originals:
@@ -216,13 +216,11 @@ def images_at_hand(case: Case) -> tuple[Tensor, Tensor]:
     return torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
 
 
-def make_controls(case: Case, x: Tensor, y: Tensor) -> tuple[dict[str, list[Forgotten | nn.Module]], list[str]]:
+def make_controls(case: Case, x: Tensor, y: Tensor) -> tuple[dict[str, list], list[str]]:
     """The trivial edits of each original, by name; where a model does not allow one, a note instead."""
     by_class = [x[y == c][:SAMPLES] for c in case.target if (y == c).any()]
     made, notes = {}, []
-    for name in CONTROLS:
-        if name in case.results:
-            continue
+    for name in [name for name in CONTROLS if name not in case.results]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of samples that the original does not recognise
@@ -243,8 +241,10 @@ def observe_all(case: Case, x: Tensor, bar: tqdm) -> tuple[dict[str | int, Obser
 
     x is a few images, which tell which layer is the head.
     """
-    digest, seen = hashlib.sha256(), {}
-    models = {"original": case.originals, **case.results, **{i: [r] for i, r in enumerate(case.references)}}
+    digest = hashlib.sha256()
+    seen: dict[str | int, Observed] = {}
+    references = {i: [model] for i, model in enumerate(case.references)}
+    models: dict[Any, list] = {"original": case.originals, **case.results, **references}
     for row, several in models.items():
         name = f"reference {row}" if is_integer(row) else row
         edited = [f.model if isinstance(f, Forgotten) else f for f in several]
@@ -257,16 +257,15 @@ def observe_model(
     case: Case, name: str, several: list[nn.Module], x: Tensor, bar: tqdm, digest: hashlib._Hash | None
 ) -> Observed:
     """The first of several with its outputs on both splits, one pass each; the others on the class only, if asked."""
-    (model, *others), where, splits = several, f"audit of {name!r}", []
+    (model, *others), where, splits, siblings = several, f"audit of {name!r}", (case.train, case.test), []
     depths = DEPTHS if {"probes", "prototype"} & set(case.measures) else 0
-    for dataset in (case.train, case.test):
-        splits.append(observe(model, dataset, case.target, depths, where, digest))
-        bar.update()
-    siblings = []
+    train, test = (observe(model, dataset, case.target, depths, where, digest) for dataset in splits)
+    bar.update(2)
+    parts = [Subset(dataset, members(dataset, case.target)) for dataset in splits]
     for other in others if set(OF_MANY) & set(case.measures) else []:
-        parts = [Subset(dataset, members(dataset, case.target)) for dataset in (case.train, case.test)]
-        siblings.append(Observed(other, *(observe(other, part, case.target, where=where) for part in parts)))
-    return Observed(model, *splits, logit_layer(model, x), siblings)
+        of_class = (observe(other, part, case.target, where=where) for part in parts)
+        siblings.append(Observed(other, next(of_class), next(of_class)))
+    return Observed(model, train, test, logit_layer(model, x), siblings)
 
 
 def check_outputs(name: str, outputs: Outputs, original: Outputs, is_reference: bool) -> None:
@@ -334,14 +333,14 @@ def build_report(
     ag = {row: accuracy(*m.test.part(False)) for row, m in seen.items()}
     frame["broken"] = [ag.get(row, ag["original"]) < ag["original"] / 2 for row in frame.index]
     patches = {name: several[0].patch for name, several in case.results.items() if isinstance(several[0], Forgotten)}
-    cost = {name: [float(p.metadata.get("seconds", "nan")), p.weights_changed, p.nbytes] for name, p in patches.items()}
-    cost["retrain"] = [retrain_seconds, None, None]
+    cost: dict[str, list] = {"retrain": [retrain_seconds, None, None]}
+    for name, patch in patches.items():
+        cost[name] = [float(patch.metadata.get("seconds", "nan")), patch.weights_changed, patch.nbytes]
     frame = frame.join(pd.DataFrame.from_dict(cost, "index", float, COST))
     outputs = [seen[i].test.part(True)[0] for i in references]  # (N, classes) each
     pairs = [jensen_shannon(p, q) for p, q in itertools.combinations(outputs, 2)]
     about = facts(case, seen["original"], data_sha256, patches)
-    notes = notes + remarks(case, ag)
-    return Report(frame, null, pairs, routing_table(case, seen), seconds, notes, about, measure_of)
+    return Report(frame, null, pairs, routing_table(case, seen), seconds, notes + remarks(case, ag), about, measure_of)
 
 
 def interval(values: Sequence[float], least: int = 2) -> dict[str, float]:
@@ -357,20 +356,17 @@ def interval(values: Sequence[float], least: int = 2) -> dict[str, float]:
 
 def remarks(case: Case, ag: dict[str | int, float]) -> list[str]:
     """Why some numbers or bands are missing, or worth little; by the accuracy on the other classes."""
-    notes, many, number = [], set(OF_MANY) & set(case.measures), len(case.references)
-    if number < 2:
-        notes.append("one retrained model has no band" if number else "no models retrained without the class")
-    if number == 2:
-        notes.append("two retrained models are one pair: no band of divergence, agreement and routing")
-    if many and 0 < number < 6:
-        notes.append("the bands of ulira and klom need 6 retrained models, half of which stand for unlearned ones")
-    if number and mean([ag[i] for i in range(number)]) < ag["original"] - 0.05:
-        notes.append(
-            "the retrained models are worse on the other classes than the original by over 5 points: train more"
-        )
-    if many and len(case.originals) < 3:
-        notes.append("ulira and klom need several originals, and for each edit as many results")
-    return notes
+    many, number = set(OF_MANY) & set(case.measures), len(case.references)
+    few, worse = many and 0 < number < 6, mean([ag[i] for i in range(number)]) < ag["original"] - 0.05  # NaN is not
+    notes = {
+        "no models retrained without the class": number == 0,
+        "one retrained model has no band": number == 1,
+        "two retrained models are one pair: no band of divergence, agreement and routing": number == 2,
+        "the bands of ulira and klom need 6 retrained models, half of which stand for unlearned ones": few,
+        "the retrained models are worse on the other classes than the original by over 5 points: train more": worse,
+        "ulira and klom need several originals, and for each edit as many results": many and len(case.originals) < 3,
+    }
+    return [note for note, holds in notes.items() if holds]
 
 
 def routing_table(case: Case, seen: dict[str | int, Observed]) -> pd.DataFrame:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import StratifiedShuffleSplit
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -59,11 +59,9 @@ def forgetting_score(m: Observed, given: Given, references: Sequence[Observed]) 
         return {"fs": NAN}
     x = torch.cat(losses).numpy()[:, None]  # (N, 1)
     y = np.repeat([1, 0], [len(losses[0]), len(losses[1])])
-    found = []
-    for fit, held_out in StratifiedShuffleSplit(SHUFFLES, test_size=0.5, random_state=given.seed).split(x, y):
-        attack = LogisticRegression(class_weight="balanced").fit(x[fit], y[fit])
-        found.append(balanced_accuracy_score(y[held_out], attack.predict(x[held_out])))
-    return {"fs": abs(0.5 - float(np.mean(found)))}
+    shuffles = StratifiedShuffleSplit(SHUFFLES, test_size=0.5, random_state=given.seed)
+    attack = LogisticRegression(class_weight="balanced")
+    return {"fs": abs(0.5 - mean(cross_val_score(attack, x, y, scoring="balanced_accuracy", cv=shuffles)))}
 
 
 def membership_inference(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:
@@ -82,11 +80,9 @@ def membership_inference(m: Observed, given: Given, references: Sequence[Observe
     if number < FEW or len(forget) < FEW:
         return dict.fromkeys(("mia_confidence", "mia_entropy", "mia_five"), NAN)
     generator = torch.Generator().manual_seed(given.seed)
-    x = []
-    for p, y in fits:
-        chosen = torch.randperm(len(y), generator=generator)[:number]
-        x.append(five_features(p[chosen], y[chosen]))
-    x, member = np.concatenate(x), np.repeat([1, 0], number)
+    drawn = [(p, y, torch.randperm(len(y), generator=generator)[:number]) for p, y in fits]
+    x = np.concatenate([five_features(p[chosen], y[chosen]) for p, y, chosen in drawn])
+    member = np.repeat([1, 0], number)
     found = {}
     for name, columns in (("mia_confidence", [1]), ("mia_entropy", [3]), ("mia_five", slice(None))):
         attack = make_pipeline(StandardScaler(), SVC()).fit(x[:, columns], member)
@@ -117,8 +113,9 @@ def likelihood_ratio(m: Observed, given: Given, references: Sequence[Observed]) 
     """
     if len(m.siblings) < 2 or len(references) < 3:
         return {"ulira": NAN}
-    kinds = [torch.stack([margin(o.train) for o in models]) for models in ([m, *m.siblings], references)]  # (models, N)
-    return {"ulira": mean([held_out_auc(*kinds, i) for i in range(min(map(len, kinds)))])}
+    unlearned, retrained = (torch.stack([margin(o.train) for o in models]) for models in ([m, *m.siblings], references))
+    pairs = range(min(len(unlearned), len(retrained)))
+    return {"ulira": mean([held_out_auc(unlearned, retrained, i) for i in pairs])}
 
 
 def held_out_auc(unlearned: Tensor, retrained: Tensor, i: int) -> float:
@@ -176,8 +173,7 @@ def class_membership(m: Observed, given: Given, references: Sequence[Observed]) 
     Ideal: that of a held-out retrained model; above and below tell the same.
     Blind spot: sees the neighbouring class only.
     """
-    found = [of_neighbour(m, c, given, references) for c in given.target]
-    return {"cmia": mean(found) if references else NAN}
+    return {"cmia": mean([of_neighbour(m, c, given, references) for c in given.target])}
 
 
 def of_neighbour(m: Observed, c: int, given: Given, references: Sequence[Observed]) -> float:
@@ -187,11 +183,8 @@ def of_neighbour(m: Observed, c: int, given: Given, references: Sequence[Observe
     if not references or (m.test.labels == c).sum() == 0:
         return NAN
     neighbour = kept[int(counts.argmax())]
-    x, y = [], []
-    for r in references:
-        for label, cls in ((1, c), (0, neighbour)):
-            x.append(centred_logits(r.train, cls, kept)[:PER_REFERENCE])
-            y += [label] * len(x[-1])
+    x = [centred_logits(r.train, cls, kept)[:PER_REFERENCE] for r in references for cls in (c, neighbour)]
+    y = np.repeat([1, 0] * len(references), [len(logits) for logits in x])
     if len(set(y)) < 2:
         return NAN
     svm = make_pipeline(StandardScaler(), LinearSVC(class_weight="balanced", random_state=given.seed))

@@ -98,7 +98,7 @@ class Report:
             self.notes,
             page.table(number_texts(self), gap_texts(self), margin_texts(self), self.measure_of),
             page.figures(self.frame, tidy, self.routing),
-            page.definitions(self.measure_of, {name: inspect.getdoc(m) for name, m in MEASURES.items()}),
+            page.definitions(self.measure_of, {name: inspect.getdoc(m) or "" for name, m in MEASURES.items()}),
             self.about,
         )
         content = {"about": self.about, "notes": self.notes, "seconds": self.seconds, "fooled": self.fooled}
@@ -157,7 +157,7 @@ def number_texts(report: Report) -> pd.DataFrame:
 
 def gap_texts(report: Report) -> pd.DataFrame:
     """Gaps to the mean of retrained models, with "in" or "out" of the band; nothing where nobody asks."""
-    found = {model: [] for model in report.frame.index}
+    found: dict[str, list[str]] = {model: [] for model in report.frame.index}
     for model, texts in found.items():
         for c in report.measure_of:
             gap, inside = report.frame.at[model, c] - report.null.at[c, "mean"], report.inside(model, c)

@@ -5,6 +5,7 @@ Arguments and results as in `utility`.
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ def linear_probes(m: Observed, given: Given, references: Sequence[Observed]) -> 
     drawn = [part[torch.randperm(len(part), generator=generator)[:number]] for part in (is_forget, others)]
     layers = dict(zip(given.original.train.features, m.train.features, strict=False))
     for layer, known in given.original.train.features.items():
-        mine = layers.get(layer)
-        comparable = mine is not None and m.train.features[mine].shape == known.shape
+        mine = layers.get(layer, layer)
+        comparable = layer in layers and m.train.features[mine].shape == known.shape
         for name, n in (("probe", number), ("probe50", min(SHOTS, number))):
             if number < FEW or not comparable:
                 found[f"{name}_{layer}"] = NAN
@@ -76,8 +77,7 @@ def prototype_attack(m: Observed, given: Given, references: Sequence[Observed]) 
     columns = [f"pra_{part}_{round(100 * a)}" for a in ALPHAS for part in ("at", "ag")]
     if m.head is None or m.head not in m.train.features:
         return dict.fromkeys(columns, NAN)
-    weight, bias = head_of(m)
-    others = retained_rows(bias, given.target)
+    weight, bias, others = head_rows(m.model.get_submodule(m.head), given.target)
     test, train = (o.features[m.head].double() for o in (m.test, m.train))
     found = []
     for a in ALPHAS:
@@ -102,24 +102,22 @@ def head_shortcut(m: Observed, given: Given, references: Sequence[Observed]) -> 
     """
     if m.head is None:
         return {"head_bias": NAN, "head_norm": NAN}
-    weight, bias = head_of(m)
-    others, norms = retained_rows(bias, given.target), weight.norm(dim=1)
+    weight, bias, others = head_rows(m.model.get_submodule(m.head), given.target)
+    norms = weight.norm(dim=1)
     return {
         "head_bias": mean([float(bias[c] - bias[others].mean()) for c in given.target]),
         "head_norm": mean([float(norms[c] / norms[others].mean()) for c in given.target]),
     }
 
 
-def head_of(m: Observed) -> tuple[Tensor, Tensor]:
-    """Weights (classes, J) and biases (classes,) of the head, float64 on the CPU; 0 where it has no biases."""
-    head = m.model.get_submodule(m.head)
+def head_rows(head: Any, target: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (classes, J) and biases (classes,) of a Linear, float64 on the CPU, and which are of no forgotten class.
+
+    Where it has no biases, they are 0.
+    """
     weight = head.weight.detach().double().cpu()
-    return weight, torch.zeros(len(weight)).double() if head.bias is None else head.bias.detach().double().cpu()
-
-
-def retained_rows(bias: Tensor, target: list[int]) -> Tensor:
-    """Which rows (classes,) of the head are of no forgotten class."""
-    return ~torch.isin(torch.arange(len(bias)), torch.tensor(target))
+    bias = torch.zeros(len(weight)).double() if head.bias is None else head.bias.detach().double().cpu()
+    return weight, bias, ~torch.isin(torch.arange(len(weight)), torch.tensor(target))
 
 
 def relearning(m: Observed, given: Given, references: Sequence[Observed]) -> dict[str, float]:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -63,11 +63,6 @@ def middle(size: int) -> Callable:
 def load_named(name: str, folder: Path, transform: Callable | None) -> Splits:
     """A data set of torchvision whose files are in the folder; nothing is downloaded."""
     return data.load(name, folder, download=False, transform=transform)
-
-
-def load_folder(folder: Path, transform: Callable) -> Splits:
-    """DIR/train/CLASS/* and DIR/val/CLASS/* or DIR/test/CLASS/*."""
-    return data.load(folder, transform=transform)
 
 
 def load_mufac(folder: Path, transform: Callable) -> Splits:
@@ -126,7 +121,7 @@ class Row(NamedTuple):
     `k` and `perturbed` are for ``"head-npp"``. `published` has At and Ag in percent, mean and standard deviation.
     """
 
-    load: Callable[[Path, Callable | None], Splits]
+    load: Callable[[Path, Any], Splits]
     transform: Callable[[int], Callable | None]
     size: int
     target: int | str
@@ -154,7 +149,7 @@ ROWS = {
         batch_size=64, published={"retrain": (0.00, 0.00, 91.92, 0.17), "lra-npp": (0.00, 0.00, 96.86, 0.10)},
     ),
     "imagenet-mini-vgg16": Row(
-        load_folder, middle, 224, "n01734418", "vgg16", "classifier.6.", k=150, perturbed=400, epochs=10, lr=1e-4,
+        data.load_folder, middle, 224, "n01734418", "vgg16", "classifier.6.", k=150, perturbed=400, epochs=10, lr=1e-4,
         batch_size=32, published={"retrain": (0.00, 0.00, 83.68, 0.92), "lra-npp": (0.59, 1.32, 83.08, 0.04)},
     ),
     "mufac-vit": Row(
@@ -299,7 +294,7 @@ def train_all(row: Row, splits: Splits, pretrained: dict | None, out: Path, seed
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     factory = partial(build, row, len(data.classes(splits.train)), row.size, pretrained)
-    recipe = {"epochs": row.epochs, "batch_size": row.batch_size, "lr": row.lr, "device": device}
+    recipe: dict[str, Any] = {"epochs": row.epochs, "batch_size": row.batch_size, "lr": row.lr, "device": device}
     train = partial(training.train, factory, splits.train, **recipe, progress=not bar.disable)
     try:
         for seed in range(seeds):
@@ -342,7 +337,7 @@ def audit_seed(
     x = data.samples(splits.test, target, n, seed).to(device)
     forgotten, notes = {}, {}
     for method in methods:
-        budget = {"k": row.k, "perturbed": row.perturbed} if method == "head-npp" else {}
+        budget: dict[str, Any] = {"k": row.k, "perturbed": row.perturbed} if method == "head-npp" else {}
         try:
             forgotten[method] = forget(original, x, target, method, seed=seed, **budget)
         except (ZsuError, RuntimeError, MemoryError) as error:  # RuntimeError: a GPU without memory left
@@ -394,7 +389,10 @@ def statistics(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    """Mean difference, p of two paired tests, and Cliff's delta of (n,) and (n,) values of the same seeds."""
+    """Mean difference, p of two paired tests, and Cliff's delta of (n,) and (n,) values of the same seeds.
+
+    Cliff's delta is P(a > b) - P(a < b) over all pairs (Cliff 1993, Psychological Bulletin 114).
+    """
     if len(a) == 0:
         return {}
     tests = {}
@@ -402,12 +400,8 @@ def comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
         tests["t_p"] = float(stats.ttest_rel(a, b).pvalue)
     if len(a) > 1 and (a != b).any():
         tests["wilcoxon_p"] = float(stats.wilcoxon(a, b).pvalue)
-    return {"difference": float((a - b).mean()), **tests, "cliff": cliffs_delta(a, b)}
-
-
-def cliffs_delta(a: np.ndarray, b: np.ndarray) -> float:
-    """P(a > b) - P(a < b) over all pairs (Cliff 1993, Psychological Bulletin 114)."""
-    return float(np.sign(a[:, None] - b).mean())  # (n, 1) - (m,) -> (n, m)
+    cliff = float(np.sign(a[:, None] - b).mean())  # (n, 1) - (n,) -> (n, n)
+    return {"difference": float((a - b).mean()), **tests, "cliff": cliff}
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
@@ -416,7 +410,7 @@ def bootstrap(values: np.ndarray) -> tuple[float, float]:
         return np.nan, np.nan
     rng = np.random.default_rng(0)
     found = stats.bootstrap((values,), np.mean, n_resamples=10_000, method="percentile", random_state=rng)
-    return tuple(map(float, found.confidence_interval))
+    return found.confidence_interval
 
 
 def as_text(name: str, frame: pd.DataFrame) -> str:

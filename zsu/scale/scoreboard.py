@@ -89,9 +89,7 @@ def summary(board: pd.DataFrame) -> pd.DataFrame:
             "weights": 100 * (own["weights_changed"] / own["weights"]).max(),
             "broken": own["broken"].astype(bool).mean(),
         }
-    frame = pd.DataFrame.from_dict(rows, orient="index")
-    frame.index.name = "method"
-    return frame.sort_values("js", kind="stable")
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method").sort_values("js", kind="stable")
 
 
 def as_text(board: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ import timeit
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -32,10 +32,10 @@ ALL = tuple(m for m in MEASURES if m not in OF_MANY)  # those make each edit of 
 class Settings(NamedTuple):
     """What a sweep is about, as `run` takes it; after `check` the same in every process."""
 
-    folder: str | Path
+    folder: Path
     dataset: str
     root: str
-    classes: Sequence[int | str] | None
+    classes: Any  # indices, names or None; after `check` indices
     seeds: Sequence[int]
     methods: Sequence[str]
     measures: Sequence[str]
@@ -50,7 +50,7 @@ class Task(NamedTuple):
     """Train a model (kind "train": without `target`, if it is not None), or audit all methods (kind "audit")."""
 
     kind: str
-    target: int | None
+    target: Any  # the index of a class, or None
     seed: int
 
 
@@ -123,9 +123,8 @@ def run(
         Unknown class, method or measure; a folder with results of other data or settings; after all other tasks are
         done, those that failed, whose errors are in tasks/*.error.
     """
-    settings = check(
-        Settings(folder, dataset, root, classes, seeds, methods, measures, samples, references, epochs, controls)
-    )
+    wanted = (dataset, root, classes, seeds, methods, measures, samples, references, epochs, controls)
+    settings = check(Settings(Path(folder), *wanted))
     make_folder(settings.folder / "tasks")
     same = about(settings) | {"measures": list(settings.measures), "controls": controls}
     if set(OF_MANY) & set(settings.measures):  # which look at every seed's model
@@ -146,13 +145,14 @@ def run(
         (task, error), *_ = failures.items()
         what = f"{len(failures)} of {sum(map(len, to_do))} tasks failed; {task.kind} {task.target}-{task.seed}: {error}"
         raise ZsuError(what.rstrip("."), where=str(settings.folder / "tasks"), remedy="run it again for those")
-    return collect(settings)
+    return pd.concat([read(task_file(t, settings), about(settings)) for t in audits(settings)], ignore_index=True)
 
 
 def check(settings: Settings) -> Settings:
     """The settings with classes as indices, every value once, and the hash; `ZsuError` for what does not exist."""
-    several = (settings.seeds, settings.methods, settings.measures)
-    seeds, methods, measures = ([v] if isinstance(v, (int, str)) else list(v) for v in several)
+    given = (settings.seeds, settings.methods, settings.measures)
+    several: list[list] = [[v] if isinstance(v, (int, str)) else list(v) for v in given]
+    seeds, methods, measures = several
     if not seeds or not all(is_integer(s) and s >= 0 for s in seeds):
         raise ZsuError(f"seeds {seeds}", where="sweep", remedy="use some integers >= 0")
     for what, wanted, known in (("methods", methods, METHODS), ("measures", measures, MEASURES)):
@@ -168,7 +168,7 @@ def check(settings: Settings) -> Settings:
     if not classes:
         raise ZsuError("no classes", where="sweep", remedy="name some, or leave them out for all")
     return settings._replace(
-        folder=Path(settings.folder).absolute(), classes=tuple(classes), seeds=tuple(dict.fromkeys(map(int, seeds))),
+        folder=settings.folder.absolute(), classes=tuple(classes), seeds=tuple(dict.fromkeys(map(int, seeds))),
         methods=tuple(dict.fromkeys(methods)), measures=tuple(dict.fromkeys(measures)),
         data_sha256=data.content_hash(splits),
     )  # fmt: skip
@@ -182,15 +182,8 @@ def load_data(dataset: str, root: str) -> data.Splits:
 
 def about(settings: Settings) -> dict:
     """The settings that make numbers comparable, as they stand in every row."""
-    return {
-        "data": settings.dataset,
-        "data_sha256": settings.data_sha256,
-        "samples": settings.samples,
-        "references": settings.references,
-        "epochs": settings.epochs,
-        "zsu": version("zsu"),
-        "torch": torch.__version__,
-    }
+    same = {name: getattr(settings, name) for name in ("data_sha256", "samples", "references", "epochs")}
+    return {"data": settings.dataset, **same, "zsu": version("zsu"), "torch": torch.__version__}
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------
@@ -230,9 +223,11 @@ def work_on(
     tasks: list[Task], settings: Settings, jobs: int, scheduler: str | None, bar: tqdm
 ) -> Iterator[tuple[Task, str | None]]:
     """Do tasks, in any order; those that another sweep is at are waited for in the end."""
-    do = functools.partial(work, settings=settings)
-    results = on_cores(do, tasks, jobs) if scheduler is None else on_cluster(do, tasks, scheduler)
-    left = []
+    do, left = functools.partial(work, settings=settings), []
+    if scheduler is None:
+        results = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(do)(task) for task in tasks)
+    else:
+        results = on_cluster(do, tasks, scheduler)
     for task, error in results:
         if error == ELSEWHERE:
             left.append(task)
@@ -241,13 +236,6 @@ def work_on(
     for task in left:
         bar.set_postfix(waiting=len(left))
         yield work(task, settings, wait=True)
-
-
-def on_cores(do: Callable, tasks: list[Task], jobs: int) -> Iterator[tuple[Task, str | None]]:
-    """In processes of this machine."""
-    if jobs == 1:
-        return map(do, tasks)
-    return joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(do)(task) for task in tasks)
 
 
 def on_cluster(do: Callable, tasks: list[Task], scheduler: str) -> Iterator[tuple[Task, str | None]]:
@@ -406,15 +394,9 @@ def read(file: Path, about: dict | None = None) -> pd.DataFrame:
     for key, value in (about or {}).items():
         if (board[key].astype(str) != str(value)).any():
             found = ", ".join(map(str, board[key].unique()))
-            raise ZsuError(
-                f"the table was made with {key} {found}, not {value}", where=str(file), remedy="use another folder"
-            )
+            what = f"the table was made with {key} {found}, not {value}"
+            raise ZsuError(what, where=str(file), remedy="use another folder")
     return board
-
-
-def collect(settings: Settings) -> pd.DataFrame:
-    """The rows of all audits."""
-    return pd.concat([read(task_file(t, settings), about(settings)) for t in audits(settings)], ignore_index=True)
 
 
 def plan(settings: Settings, jobs: int) -> str:
