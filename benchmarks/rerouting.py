@@ -114,13 +114,13 @@ def rules(model, x, f, retained):
 
 
 options = {"classes": None, "seeds": range(3), "methods": METHODS, "measures": sweep.ALL, "epochs": training.EPOCHS}
-settings = sweep.check(sweep.Settings(folder, "fashion-mini", "data", **options, samples=36, references=3))
+settings = sweep.check_sweep(sweep.Settings(folder, "fashion-mini", "data", **options, samples=36, references=3))
 
 
 def trained(exclude, seed):
     """A model from the folder; trained where it is missing."""
     sweep.train(sweep.Task("train", exclude, seed), settings)
-    return sweep.load_model(exclude, seed, settings)
+    return sweep.load_trained(exclude, seed, settings)
 
 
 rows = []

@@ -24,7 +24,7 @@ def test_a_missing_and_an_old_package(monkeypatch):
     assert "numba>=0.60" in finding.found
     assert finding.remedy == 'pip install "numba>=0.60"'
     assert str(finding).startswith("FIX  packages: missing or too old: numba>=0.60\n       -> pip install")
-    assert not doctor.installed(Requirement("a-package-that-is-not-there"))
+    assert not doctor.is_installed(Requirement("a-package-that-is-not-there"))
 
 
 def test_a_damaged_model_is_found(monkeypatch):

@@ -314,7 +314,7 @@ def sweep(
         "epochs": epochs or zsu.training.EPOCHS,
     }  # fmt: skip
     if dry_run:
-        print(zsu.sweep.plan(zsu.sweep.check(zsu.sweep.Settings(out, data, root, **options)), jobs))
+        print(zsu.sweep.plan(zsu.sweep.check_sweep(zsu.sweep.Settings(out, data, root, **options)), jobs))
         return
     try:
         table = zsu.sweep.run(out, data, root, **options, jobs=jobs, scheduler=scheduler)
@@ -453,7 +453,7 @@ def find_references(
 ) -> list[nn.Module]:
     """References from the folder; for the bundled model and one class `zsu.models.references`; none otherwise."""
     if folder is not None:
-        return zsu.models.load_folder(folder, arch, trusted=trusted)
+        return zsu.models.load_all(folder, arch, trusted=trusted)
     found = zsu.models.references(*names) if model is None and len(names) == 1 else []
     if not found:
         asked = " ".join(f"--class {name!r}" for name in names)

@@ -62,7 +62,7 @@ def packages() -> Finding:
     """What the kernel needs, by its own metadata."""
     every = map(Requirement, importlib.metadata.requires("zsu") or [])
     needs = [need for need in every if need.marker is None]  # no extras
-    wrong = [str(need) for need in needs if not installed(need)]
+    wrong = [str(need) for need in needs if not is_installed(need)]
     if not wrong:  # do they work?
         for module in ("plots", "widgets", "relevance.comparison"):
             import_module(f"zsu.{module}")
@@ -70,7 +70,7 @@ def packages() -> Finding:
     return Finding("packages", not wrong, found, "pip install " + " ".join(f'"{name}"' for name in wrong))
 
 
-def installed(need: Requirement) -> bool:
+def is_installed(need: Requirement) -> bool:
     """Whether the package is there in a version that will do."""
     try:
         return Version(importlib.metadata.version(need.name)) in need.specifier

@@ -15,7 +15,7 @@ def check_eval(model: nn.Module, where: str) -> None:
         raise ZsuError("the model is in train mode", where=where, remedy="call model.eval()")
 
 
-def placed(x: Tensor, model: nn.Module) -> Tensor:
+def place(x: Tensor, model: nn.Module) -> Tensor:
     """Images on the device and in the dtype of the model."""
     like = next(model.parameters(), x)
     return x.to(like.device, like.dtype)
@@ -24,7 +24,7 @@ def placed(x: Tensor, model: nn.Module) -> Tensor:
 def logits_of(model: nn.Module, x: Tensor, where: str) -> Tensor:
     """Outputs (N, classes) of images, put where the model is; `ZsuError` where the two do not fit together."""
     try:
-        logits = model(placed(x, model))
+        logits = model(place(x, model))
     except RuntimeError as error:
         remedy = "pass images in the shape that the model was built for"
         raise ZsuError(f"the model refuses images {tuple(x.shape)}: {error}", where=where, remedy=remedy) from error
@@ -58,7 +58,7 @@ def logit_layer(model: nn.Module, x: Tensor) -> str | None:
         m.register_forward_hook(lambda _, args, out, name=name: outputs.update({name: out})) for name, m in linears
     ]
     try:
-        logits = model(placed(x, model))
+        logits = model(place(x, model))
     finally:
         for hook in hooks:
             hook.remove()

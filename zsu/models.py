@@ -202,7 +202,7 @@ def load(
     ZsuError
         Missing, damaged or foreign file, pickled code, or a checkpoint of another architecture.
     """
-    about, state = read(path, trusted)
+    about, state = read_checkpoint(path, trusted)
     if isinstance(state, nn.Module):
         return state.eval()
     arch = arch or about.get("arch", "small-cnn")
@@ -223,11 +223,11 @@ def read_state(path: str | os.PathLike, *, trusted: bool = False) -> tuple[dict,
     ZsuError
         Missing, damaged or foreign file, or pickled code that is not trusted.
     """
-    about, state = read(path, trusted)
+    about, state = read_checkpoint(path, trusted)
     return about, state.state_dict() if isinstance(state, nn.Module) else state
 
 
-def read(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
+def read_checkpoint(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
     if not is_safetensors(path):
         return {}, read_torch(path, trusted)
     try:
@@ -383,7 +383,7 @@ def references(name: str | int, folder: str | os.PathLike = "references") -> lis
     return [load(file) for file in files]
 
 
-def load_folder(folder: str | os.PathLike, arch: str | None = None, *, trusted: bool = False) -> list[nn.Module]:
+def load_all(folder: str | os.PathLike, arch: str | None = None, *, trusted: bool = False) -> list[nn.Module]:
     """Every checkpoint in a folder, by name, as `load` reads it; patches, which `zsu.Patch.save` wrote, are left out.
 
     Raises

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import data, models
 from .errors import ZsuError, check_count
 from .files import check_settings, make_folder
-from .inside import placed
+from .inside import place
 
 EPOCHS = 8
 BATCH_SIZE = 80
@@ -91,7 +91,7 @@ def train(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         model = move(factory(), device)
-        check_outputs(model, dataset)
+        check_enough_outputs(model, dataset)
         fit(model, dataset, epochs, batch_size, lr, seed, progress)
     return model.eval()
 
@@ -118,7 +118,7 @@ def fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: fl
             share = order.reshape(steps, batch_size)[:, rank::world]  # (steps B,) -> (steps, B) -> (steps, share)
             total = torch.zeros((), device=device)
             for x, y in data.batches(Subset(dataset, share.flatten().tolist()), share.shape[1]):
-                output = together(placed(x, model))
+                output = together(place(x, model))
                 logits = getattr(output, "logits", output)  # Inception and GoogLeNet return more in train mode
                 # The gradients of all processes are averaged: weighted so, that is the gradient of the whole batch.
                 loss = F.cross_entropy(logits, y.to(device)) * (len(y) * world / batch_size)
@@ -236,7 +236,7 @@ def move(model: nn.Module, device: str | torch.device | None) -> nn.Module:
         raise ZsuError(f"cannot use device {device!r} ({error})", where="zsu.training.train") from error
 
 
-def check_outputs(model: nn.Module, dataset: Dataset) -> None:
+def check_enough_outputs(model: nn.Module, dataset: Dataset) -> None:
     """`ZsuError` before training unless the model takes the images and has a logit for each class."""
     outputs, classes = models.count_outputs(model.eval(), dataset, "zsu.training.train"), len(data.classes(dataset))
     if outputs < classes:
@@ -258,5 +258,5 @@ def class_accuracies(model: nn.Module, dataset: Dataset, cls: int | str) -> tupl
         remedy = f"images by class: {data.histogram(dataset)}"
         raise ZsuError(what, where="zsu.training.class_accuracies", remedy=remedy)
     with torch.no_grad():
-        right = torch.cat([model(placed(x, model)).argmax(1).cpu() == y for x, y in data.batches(dataset)])
+        right = torch.cat([model(place(x, model)).argmax(1).cpu() == y for x, y in data.batches(dataset)])
     return right[of_class].double().mean().item(), right[~of_class].double().mean().item()

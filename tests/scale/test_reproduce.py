@@ -365,7 +365,7 @@ def test_pretrained_weights_are_taken_but_for_the_head(make, width, monkeypatch)
     monkeypatch.setattr(models, "get_model", make)
     row = reproduce.ROWS["mufac-vit"]
     state = make("vit_b_16", image_size=224).state_dict()
-    model = reproduce.build(row, 8, 32, state).state_dict()
+    model = reproduce.build_classifier(row, 8, 32, state).state_dict()
     body = {k: v for k, v in interpolate_embeddings(32, 16, dict(state)).items() if not k.startswith("heads.")}
     assert set(model) - set(body) == {"heads.head.weight", "heads.head.bias"}
     assert all(torch.equal(model[k], v) for k, v in body.items())

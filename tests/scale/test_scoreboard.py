@@ -7,7 +7,7 @@ import pytest
 
 from zsu import ZsuError, data, plots, sweep
 from zsu.scale.scoreboard import FILE, as_text, bench, load, summary
-from zsu.scale.sweep import read, seen_by
+from zsu.scale.sweep import read_rows, seen_by
 
 SETTINGS = {"classes": ["Trouser"], "seeds": [0], "samples": 6, "epochs": 6, "progress": False}
 FEW = ("mask", "paths")
@@ -43,7 +43,7 @@ def test_every_row_says_what_it_is_of(made):
 
 def test_the_file_reads_back_equal(made):
     folder, board = made
-    pd.testing.assert_frame_equal(read(folder / FILE), board, check_exact=True)
+    pd.testing.assert_frame_equal(read_rows(folder / FILE), board, check_exact=True)
 
 
 def test_a_finished_run_computes_nothing_and_more_methods_add_their_rows(made, idx, monkeypatch):
@@ -71,7 +71,7 @@ def test_an_interrupted_run_keeps_the_classes_that_are_done(idx, tmp_path, monke
         patched.setattr(sweep, "audit_methods", interrupted)
         with pytest.raises(KeyboardInterrupt):
             bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **settings)
-    kept = read(tmp_path / "tasks" / "1-0.csv")
+    kept = read_rows(tmp_path / "tasks" / "1-0.csv")
     assert not (tmp_path / "tasks" / "8-0.csv").exists()
     whole = bench(tmp_path, "fashion-mnist", idx, methods=["mask"], **settings)
     pd.testing.assert_frame_equal(whole.head(len(kept)), kept, check_exact=True)

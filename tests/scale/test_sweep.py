@@ -94,7 +94,7 @@ def counted(work):
         print("did", *task, flush=True)
         return work(task, settings)
     return wrapper
-sweep.train, sweep.audit_methods = counted(sweep.train), counted(sweep.audit_methods)
+sweep.train_model, sweep.audit_methods = counted(sweep.train_model), counted(sweep.audit_methods)
 """
 
 

@@ -25,7 +25,7 @@ from ..data import batches, class_indices, classes, histogram, targets
 from ..errors import ZsuError, is_integer, warn
 from ..forgetting import Forgotten, Patch, forget
 from ..forgetting.perturb import model_hash
-from ..inside import logit_layer, placed
+from ..inside import logit_layer, place
 from .measures import CONTROLS, MEASURES, OF_MANY, OF_PAIRS
 from .observed import DEPTHS, Given, Observed, Outputs, observe
 from .privacy import FEW
@@ -125,9 +125,9 @@ def audit(
         samples of the class in a split, of which no attack can learn.
     """
     measures = [measures] if isinstance(measures, str) else list(dict.fromkeys(measures))
-    case = Case(as_list(original), lists_by_name(forgotten), as_list(references), train, test,
+    case = Case(make_list(original), lists_by_name(forgotten), make_list(references), train, test,
                 class_indices(test, target), measures, seed)  # fmt: skip
-    check(case)
+    check_case(case)
     x, y = images_at_hand(case)
     made, notes = make_controls(case, x, y) if controls else ({}, [])
     case = case._replace(results=case.results | made)
@@ -143,7 +143,7 @@ def audit(
 # --- check ----------------------------------------------------------------------------------------------------
 
 
-def as_list(value: object) -> list:
+def make_list(value: object) -> list:
     """A sequence as a list, one thing as a list of it; a `Forgotten`, which is a tuple, is one thing."""
     return list(value) if isinstance(value, (list, tuple)) and not isinstance(value, Forgotten) else [value]
 
@@ -156,10 +156,10 @@ def lists_by_name(forgotten: Mapping[str, object]) -> dict[str, list]:
     if {"original", "retrain"} & set(forgotten) or not all(isinstance(name, str) and name for name in forgotten):
         what = f"the edits are named {', '.join(map(repr, forgotten))}"
         raise ZsuError(what, where="audit", remedy="name them by strings other than 'original' and 'retrain'")
-    return {name: as_list(f) for name, f in forgotten.items()}
+    return {name: make_list(f) for name, f in forgotten.items()}
 
 
-def check(case: Case) -> None:
+def check_case(case: Case) -> None:
     """`ZsuError` for what no audit can be made of."""
     for name, dataset in (("train", case.train), ("test", case.test)):
         check_split(name, dataset, case.target)
@@ -225,7 +225,7 @@ def make_controls(case: Case, x: Tensor, y: Tensor) -> tuple[dict[str, list], li
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of samples that the original does not recognise
                 made[name] = [
-                    forget(model, [placed(s, model) for s in by_class], case.target, name, seed=case.seed)
+                    forget(model, [place(s, model) for s in by_class], case.target, name, seed=case.seed)
                     for model in case.originals
                 ]
         except ZsuError as error:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..data import batches
-from ..inside import logits_of, placed
+from ..inside import logits_of, place
 from .observed import Given, Observed
 from .privacy import FEW, NAN
 from .utility import accuracy, mean
@@ -145,7 +145,7 @@ def relearning(m: Observed, given: Given, references: Sequence[Observed]) -> dic
             return {"relearn": step}
         x, y = (torch.cat(both) for both in zip(*pairs, strict=True))
         optimizer.zero_grad()
-        F.cross_entropy(model(placed(x, model)).float(), y.to(trained[0].device)).backward()
+        F.cross_entropy(model(place(x, model)).float(), y.to(trained[0].device)).backward()
         optimizer.step()
     return {"relearn": MOST_STEPS}
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside import logits_of, placed
+from ..inside import logits_of, place
 from .observed import Given, Observed
 from .privacy import NAN
 from .representation import accuracy_on
@@ -88,7 +88,7 @@ def over_unlearning(m: Observed, given: Given, references: Sequence[Observed]) -
 
 def images_beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Images (M, C, H, W) within eps of x (N, C, H, W) that the model no longer calls y, just after they crossed."""
-    x = placed(x, model)
+    x = place(x, model)
     y = y.to(x.device)
     low, high = x.min(), x.max()
     limit = EPSILON * (high - low)

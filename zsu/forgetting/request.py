@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from ..data import batches, classes, counts, histogram, samples, targets
 from ..errors import ZsuError, is_integer, warn
-from ..inside import logits_of, placed
+from ..inside import logits_of, place
 from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
 from .methods import BiasShift, HeadNpp, LraNpp, Mask, Method, Paths, Random, Zeroed, no_rows
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
@@ -270,7 +270,7 @@ def count_seen(patch: Patch, model: nn.Module, test: Dataset) -> int:
         return about["unseen"]
     number, *others = set(about.get("samples", [0]))
     if not others and 0 < number < counts(test)[about["target"][0]]:
-        drawn = [placed(samples(test, c, number, about["seed"]), model) for c in about["target"]]
+        drawn = [place(samples(test, c, number, about["seed"]), model) for c in about["target"]]
         if samples_hash(drawn) == about["samples_sha256"]:
             return number
     if about.get("tier", "T1") in ("T0", "T1") or about.get("method") == "paths":

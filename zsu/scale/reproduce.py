@@ -162,7 +162,7 @@ ROWS = {
 # --- models ---------------------------------------------------------------------------------------------------
 
 
-def build(row: Row, classes: int, size: int, pretrained: dict[str, torch.Tensor] | None) -> nn.Module:
+def build_classifier(row: Row, classes: int, size: int, pretrained: dict[str, torch.Tensor] | None) -> nn.Module:
     """A fresh model for images of size x size, from ImageNet weights if there are any; its head is always new."""
     if row.arch is None:
         return nn.Sequential(
@@ -293,7 +293,7 @@ def train_all(row: Row, splits: Splits, pretrained: dict | None, out: Path, seed
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    factory = partial(build, row, len(data.classes(splits.train)), row.size, pretrained)
+    factory = partial(build_classifier, row, len(data.classes(splits.train)), row.size, pretrained)
     recipe: dict[str, Any] = {"epochs": row.epochs, "batch_size": row.batch_size, "lr": row.lr, "device": device}
     train = partial(training.train, factory, splits.train, **recipe, progress=not bar.disable)
     try:
@@ -313,10 +313,10 @@ def model_path(out: Path, kind: str, seed: int) -> Path:
     return out / f"{kind}-{seed}.safetensors"
 
 
-def load_model(row: Row, splits: Splits, path: Path, device: str) -> nn.Module:
+def load_trained(row: Row, splits: Splits, path: Path, device: str) -> nn.Module:
     """One of the trained models, in eval mode."""
     with torch.random.fork_rng(devices=[]):  # building draws random weights, soon overwritten
-        model = build(row, len(data.classes(splits.train)), row.size, None)
+        model = build_classifier(row, len(data.classes(splits.train)), row.size, None)
     model.load_state_dict(models.read_state(path)[1])
     return model.to(device).eval()
 
@@ -326,7 +326,7 @@ def audit_seed(
 ) -> pd.DataFrame:
     """Forget by each method, and measure: the rows of one seed."""
     original, retrained = (
-        load_model(row, splits, model_path(out, kind, seed), device) for kind in ("original", "retrained")
+        load_trained(row, splits, model_path(out, kind, seed), device) for kind in ("original", "retrained")
     )
     target = data.class_index(splits.test, row.target)
     unseen = int((data.targets(splits.test) == target).sum())
@@ -382,13 +382,13 @@ def statistics(frame: pd.DataFrame) -> pd.DataFrame:
             row = {"measure": measure, "model": model, "seeds": len(own), "mean": own.mean() if len(own) else np.nan,
                    "sd": own.std(ddof=1) if len(own) > 1 else np.nan, "low": low, "high": high}  # fmt: skip
             if model != PAPERS and PAPERS in values:
-                row |= comparison(*values[[model, PAPERS]].dropna().to_numpy().T)
+                row |= compare_with_paper(*values[[model, PAPERS]].dropna().to_numpy().T)
             rows.append(row)
     columns = ["measure", "model", "seeds", "mean", "sd", "low", "high", "difference", "t_p", "wilcoxon_p", "cliff"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def comparison(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+def compare_with_paper(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
     """Mean difference, p of two paired tests, and Cliff's delta of (n,) and (n,) values of the same seeds.
 
     Cliff's delta is P(a > b) - P(a < b) over all pairs (Cliff 1993, Psychological Bulletin 114).

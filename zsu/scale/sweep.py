@@ -124,7 +124,7 @@ def run(
         done, those that failed, whose errors are in tasks/*.error.
     """
     wanted = (dataset, root, classes, seeds, methods, measures, samples, references, epochs, controls)
-    settings = check(Settings(Path(folder), *wanted))
+    settings = check_sweep(Settings(Path(folder), *wanted))
     make_folder(settings.folder / "tasks")
     same = about(settings) | {"measures": list(settings.measures), "controls": controls}
     if set(OF_MANY) & set(settings.measures):  # which look at every seed's model
@@ -145,10 +145,10 @@ def run(
         (task, error), *_ = failures.items()
         what = f"{len(failures)} of {sum(map(len, to_do))} tasks failed; {task.kind} {task.target}-{task.seed}: {error}"
         raise ZsuError(what.rstrip("."), where=str(settings.folder / "tasks"), remedy="run it again for those")
-    return pd.concat([read(task_file(t, settings), about(settings)) for t in audits(settings)], ignore_index=True)
+    return pd.concat([read_rows(task_file(t, settings), about(settings)) for t in audits(settings)], ignore_index=True)
 
 
-def check(settings: Settings) -> Settings:
+def check_sweep(settings: Settings) -> Settings:
     """The settings with classes as indices, every value once, and the hash; `ZsuError` for what does not exist."""
     given = (settings.seeds, settings.methods, settings.measures)
     several: list[list] = [[v] if isinstance(v, (int, str)) else list(v) for v in given]
@@ -210,7 +210,7 @@ def is_done(task: Task, settings: Settings) -> bool:
 
 def missing_methods(task: Task, settings: Settings) -> list[str]:
     """The methods that the file of an audit has no row of."""
-    rows = read(task_file(task, settings), about(settings))
+    rows = read_rows(task_file(task, settings), about(settings))
     return [m for m in settings.methods if rows.empty or m not in set(rows["method"])]
 
 
@@ -262,7 +262,7 @@ def work(task: Task, settings: Settings, wait: bool = False) -> tuple[Task, str 
     try:
         with FileLock(lock, timeout=-1 if wait else 0):
             if not is_done(task, settings):
-                (train if task.kind == "train" else audit_methods)(task, settings)
+                (train_model if task.kind == "train" else audit_methods)(task, settings)
             failure.unlink(missing_ok=True)
     except Timeout:
         return task, ELSEWHERE
@@ -274,7 +274,7 @@ def work(task: Task, settings: Settings, wait: bool = False) -> tuple[Task, str 
     return task, None
 
 
-def train(task: Task, settings: Settings) -> None:
+def train_model(task: Task, settings: Settings) -> None:
     """A model with or without a class."""
     splits = load_data(settings.dataset, settings.root)
     path, wanted = model_file(task.target, task.seed, settings)
@@ -301,7 +301,7 @@ def model_file(exclude: int | None, seed: int, settings: Settings) -> tuple[Path
     return settings.folder / folder / f"{seed}.safetensors", wanted
 
 
-def load_model(exclude: int | None, seed: int, settings: Settings) -> nn.Module:
+def load_trained(exclude: int | None, seed: int, settings: Settings) -> nn.Module:
     """A model that was trained before."""
     return models.load(model_file(exclude, seed, settings)[0])
 
@@ -312,7 +312,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
     path, methods = task_file(task, settings), missing_methods(task, settings)
     warm_up(tuple(m for m in methods if METHODS[m].tier in ("T0", "T1")))
     others = [s for s in settings.seeds if s != seed] if set(OF_MANY) & set(settings.measures) else []
-    originals = {s: load_model(None, s, settings) for s in (seed, *others)}
+    originals = {s: load_trained(None, s, settings) for s in (seed, *others)}
     results = {m: [forget_by(m, originals[s], splits, target, s, settings.samples) for s in originals] for m in methods}
     unseen = [set(data.without_samples(splits.test, target, settings.samples, s).indices) for s in originals]
     held_out = Subset(splits.test, sorted(set.intersection(*unseen)))
@@ -332,7 +332,7 @@ def audit_methods(task: Task, settings: Settings) -> None:
     )
     tiers = {name: method.tier for name, method in METHODS.items()} | {"retrain": "T4"}
     frame.insert(1, "tier", frame["method"].map(tiers).fillna("-"))
-    known = read(path, about(settings))
+    known = read_rows(path, about(settings))
     if not known.empty:  # "original" and "retrain" are there already when methods are added
         frame = pd.concat([known, frame[~frame["method"].isin(known["method"])]], ignore_index=True)
     write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
@@ -380,7 +380,7 @@ def some_retained(dataset: Dataset, target: int, seed: int) -> Subset:
 # --- results and plans ----------------------------------------------------------------------------------------
 
 
-def read(file: Path, about: dict | None = None) -> pd.DataFrame:
+def read_rows(file: Path, about: dict | None = None) -> pd.DataFrame:
     """A table that was written here, or an empty one; `ZsuError` where it differs in `about` from what is asked for."""
     if not file.is_file():
         return pd.DataFrame()
