@@ -119,7 +119,7 @@ settings = sweep.check_sweep(sweep.Settings(folder, "fashion-mini", "data", **op
 
 def trained(exclude, seed):
     """A model from the folder; trained where it is missing."""
-    sweep.train(sweep.Task("train", exclude, seed), settings)
+    sweep.train_model(sweep.Task("train", exclude, seed), settings)
     return sweep.load_trained(exclude, seed, settings)
 
 
