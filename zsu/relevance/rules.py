@@ -41,14 +41,14 @@ def same(w: Tensor) -> Tensor:
     return w
 
 
-def positive(t: Tensor | None) -> Tensor | None:
-    """max(t, 0); None stays None."""
-    return None if t is None else t.clamp(min=0)
+def positive(t: Tensor) -> Tensor:
+    """max(t, 0)."""
+    return t.clamp(min=0)
 
 
-def negative(t: Tensor | None) -> Tensor | None:
-    """min(t, 0); None stays None."""
-    return None if t is None else t.clamp(max=0)
+def negative(t: Tensor) -> Tensor:
+    """min(t, 0)."""
+    return t.clamp(max=0)
 
 
 @dataclass(frozen=True)
@@ -140,9 +140,10 @@ class AlphaBeta(Rule):
             raise ZsuError(what, where="AlphaBeta", remedy="choose beta >= 0 and alpha = 1 + beta")
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
-        up = (self.alpha * R, [1.0, 1.0, 0.0, 0.0], positive(b))
-        down = (-self.beta * R, [0.0, 0.0, 1.0, 1.0], negative(b))
-        bases = [("+", positive), ("-", negative), ("+", negative), ("-", positive)]
+        up_bias, down_bias = (None, None) if b is None else (positive(b), negative(b))
+        up = (self.alpha * R, [1.0, 1.0, 0.0, 0.0], up_bias)
+        down = (-self.beta * R, [0.0, 0.0, 1.0, 1.0], down_bias)
+        bases: list[Base] = [("+", positive), ("-", negative), ("+", negative), ("-", positive)]
         return bases, [up, down] if self.beta else [up]
 
 
