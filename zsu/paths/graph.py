@@ -16,7 +16,7 @@ each summand. No array of source indices is stored. Two summands that are the sa
 is known by the set of its nodes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,15 +121,18 @@ def build_graph(relevance: Relevance) -> PathGraph:
             blocks.append((first[number] + targets, begin, np.full(k, length), first[below] + sources))
             values.append(edges.cpu().numpy().ravel())  # (k, length) -> (k * length,)
             size += edges.numel()
-    seed = logits_layer(relevance).relevance.sum(0)  # (classes,): the walk starts at the logits explained
-    blocks.append((first[-1:], np.array([size]), np.array([len(seed)]), first[-2:-1]))
-    values.append(seed.cpu().numpy())
+    top = layers[-1]
+    if top is not relevance.head:
+        raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
+    seed = top.relevance.sum(0).cpu().numpy()  # (classes,): the walk starts at the logits explained
+    start = [first[-1]], [size], [len(seed)], [first[-2]]
     kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) for layer in layers]
-    return assemble([layer.name for layer in layers], first, np.concatenate(values), blocks, kept)
+    value = np.concatenate([*values, seed])
+    return assemble([layer.name for layer in layers], first, value, [*blocks, start], kept)
 
 
 def assemble(
-    layers: list[str], first: np.ndarray, value: np.ndarray, blocks: Iterable[tuple], kept: Iterable[float]
+    layers: list[str], first: np.ndarray, value: np.ndarray, blocks: Iterable[tuple], kept: Sequence[float]
 ) -> PathGraph:
     """A graph from the relevance of its edges and blocks of runs (targets, begins, lengths, sources); uses up `value`.
 
@@ -146,11 +149,9 @@ def assemble(
     run_of = np.searchsorted(target[order], np.arange(first[-1] + 2))
     runs = run_of, begin[order], length[order], source[order]
     total, dead, negative = normalise(value, *runs, first[1])
-    by_layer = {
-        name: np.add.reduceat(sums[:-1], first[1:-1])
-        for name, sums in {"walked": total, "dead end": dead, "negative": negative}.items()
-    }
-    ledger = pd.DataFrame({"layer": layers[1:], **by_layer, "kept": list(kept)[1:]})
+    sums = {"walked": total, "dead end": dead, "negative": negative}
+    by_layer = {name: np.add.reduceat(of_node[:-1], first[1:-1]) for name, of_node in sums.items()}
+    ledger = pd.DataFrame({"layer": layers[1:], **by_layer, "kept": kept[1:]})
     if not np.isfinite(total + dead + negative).all():
         what, remedy = "relevance of an edge is not finite", "check the explanation's ledger"
         raise ZsuError(what, where="find_paths", remedy=remedy)
@@ -169,18 +170,10 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
     same = graph.layers == reference.layers and np.array_equal(graph.first, reference.first)
     if not (same and np.array_equal(graph.run_begin, reference.run_begin)):
         raise ZsuError("the graphs are of different models", where="contrast", remedy="explain the same model twice")
-    runs = graph.run_begin, graph.run_length, graph.run_source
     owner = np.repeat(np.arange(len(graph.run_of) - 1), np.diff(graph.run_of))
-    nothing = np.zeros(len(graph.layers))
-    return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [(owner, *runs)], nothing)
-
-
-def logits_layer(relevance: Relevance) -> Share:
-    """The layer whose channels are the logits: the last one."""
-    top = relevance.layers[-1]
-    if top is not relevance.head:
-        raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
-    return top
+    runs = owner, graph.run_begin, graph.run_length, graph.run_source
+    nothing = [0.0] * len(graph.layers)
+    return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [runs], nothing)
 
 
 def runs_of(layer: Share) -> list[tuple]:

@@ -93,8 +93,7 @@ class Paths:
     def save(self, path: str | Path) -> None:
         """Write one npz file."""
         buffer = io.BytesIO()
-        layers = np.array(self.layers)
-        np.savez_compressed(buffer, layers=layers, nodes=self.nodes, probability=self.probability, first=self.first)
+        np.savez_compressed(buffer, **vars(self))
         write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
 
     @staticmethod
@@ -162,16 +161,15 @@ def find_paths(
             raise ZsuError(f"with this reference: {error.what}", where="find_paths", remedy=remedy) from error
     closed = np.zeros(graph.start + 1, np.bool_)
     for channel in avoid:
-        closed[graph.number(*as_channel(channel))] = True
-    via = -1 if through is None else graph.number(*as_channel(through))
+        closed[node_of(channel, graph)] = True
+    via = -1 if through is None else node_of(through, graph)
     completed = completions(graph.chain, graph.first, closed, via)
     if completed.best[-1] == -np.inf:
         raise ZsuError("no path is left", where="find_paths", remedy="avoid fewer channels, or go through another one")
     least = math.log(min_probability) if min_probability else -np.inf
     limit = 2**62 if k is None else min(int(k), 2**62)
-    depth = len(graph.layers) + 1
     enough = float(coverage) if coverage < 1 else np.inf
-    nodes, score = search(graph.chain, completed, via, limit, depth, least, enough)
+    nodes, score = search(graph.chain, completed, via, limit, len(graph.layers) + 1, least, enough)
     if k is not None and len(nodes) < k and coverage == 1 and not min_probability:
         warn(f"there are only {len(nodes):,} paths")
     return Paths(nodes[:, 1:], np.exp(score), graph.layers, graph.first)  # without the node above the logits
@@ -186,11 +184,11 @@ def as_graph(relevance: Relevance | PathGraph) -> PathGraph:
     raise ZsuError(f"a {type(relevance).__name__}", where="find_paths", remedy="pass what zsu.explain returns")
 
 
-def as_channel(channel: Channel) -> Channel:
-    """(layer, channel), after a check."""
+def node_of(channel: Channel, graph: PathGraph) -> int:
+    """The node of a (layer, channel), after a check."""
     if not isinstance(channel, (tuple, list)) or len(channel) != 2:
         raise ZsuError(f"{channel!r} is no channel", where="find_paths", remedy="pass (name of the layer, number)")
-    return channel[0], channel[1]
+    return graph.number(*channel)
 
 
 def check_limits(k: int | None, min_probability: float, coverage: float) -> None:
@@ -198,11 +196,9 @@ def check_limits(k: int | None, min_probability: float, coverage: float) -> None
     if k is not None:
         check_count("k", k, "find_paths")
     for name, value in (("min_probability", min_probability), ("coverage", coverage)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
             raise ZsuError(f"{name} is {value!r}", where="find_paths", remedy="use a number from 0 to 1")
-    if not 0 <= min_probability <= 1:
-        raise ZsuError(f"min_probability is {min_probability}", where="find_paths", remedy="use a number from 0 to 1")
-    if not 0 < coverage <= 1:
+    if coverage == 0:
         raise ZsuError(f"coverage is {coverage}", where="find_paths", remedy="use a share above 0, at most 1")
     if k is None and not min_probability and coverage == 1:
         raise ZsuError("no limit", where="find_paths", remedy="give k, min_probability or coverage")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,15 +28,12 @@ def scaled_dot_product_attention(
         attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
-    constant = tape.attention == "cp-lrp" and value in tape.origins
-    if constant:
+    if tape.attention == "cp-lrp" and value in tape.origins:  # constant weights
         query, key = query.detach(), key.detach()
-    with nullcontext() if constant else tape:  # recorded as if the model did it
+    with tape:  # recorded as if the model did it
         scores = torch.matmul(query * scale, key.transpose(-2, -1))
         scores = scores if attn_mask is None else scores + attn_mask
-        weights = F.softmax(scores, -1)
-    with tape:
-        return torch.matmul(weights, value)
+        return torch.matmul(F.softmax(scores, -1), value)
 
 
 def multi_head_attention_forward(
@@ -63,10 +59,8 @@ def multi_head_attention_forward(
         query, key = query.detach(), key.detach()
     if attn_mask is not None and attn_mask.dim() == 3:
         attn_mask = attn_mask.unflatten(0, (-1, num_heads))  # (N heads, L, L) -> (N, heads, L, L)
-    with nullcontext() if constant else tape:
-        q, k = (project(*of) for of in zip((query, key), weights[:2], biases[:2], strict=True))
     with tape:
-        v = project(value, weights[2], biases[2])
+        q, k, v = (project(*of) for of in zip((query, key, value), weights, biases, strict=True))
         below = len(tape.layers) - 1
         out = F.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # (N, L, E)
         if constant:  # constant weights mix positions, and leave each channel of v to itself

@@ -40,18 +40,17 @@ class Composite:
             raise ZsuError(f"names are {self.names!r}", where="Composite", remedy="map names of layers to rules")
         unused = dict(self.names)
         for step in steps:
-            kind = "norm" if step.op.groups == 0 else "linear" if step.layer.kind == "linear" else "conv"
-            rule = getattr(self, kind)
+            rule = self.norm if step.op.groups == 0 else self.linear if step.layer.kind == "linear" else self.conv
             if self.last is not None and step is last:
                 rule = self.last
-            if self.first is not None and step.reads_input:
+            if self.first is not None and step.origin.is_input:
                 rule = self.first
             for pattern in self.names:
                 if fnmatch(step.layer.name, pattern):
                     rule = self.names[pattern]
                     unused.pop(pattern, None)
             step.rule = as_rule(rule)
-            if step.reads_input:
+            if step.origin.is_input:
                 step.rule.check(step.x.detach())
         if unused:
             known = ", ".join(step.layer.name for step in steps)
@@ -79,5 +78,4 @@ def as_composite(rules: Rules) -> Composite:
     if not isinstance(rules, Rule) and rules not in RULES:
         known = ", ".join([*RULES, *COMPOSITES])
         raise ZsuError(f"unknown rule {rules!r}", where="rules", remedy=f"use one of {known}, a Rule or a Composite")
-    rule = as_rule(rules)
-    return Composite(conv=rule, linear=rule, norm=rule)
+    return Composite(conv=rules, linear=rules, norm=rules)

@@ -178,7 +178,8 @@ def recording(
         check_logits(model, logits)
         if logits not in tape.origins or not logits.requires_grad:
             raise unrelated()
-        as_composite(rules).assign(tape.weighted_steps(), tape.step_of(logits))
+        last = tape.steps.get(tape.origins[logits].layer)  # of the layer whose direct output is the logits
+        as_composite(rules).assign(tape.weighted_steps(), last)
         yield tape
 
 

@@ -39,6 +39,8 @@ PRODUCTS = SCALING | MATMUL
 MAY_TURN_NEGATIVE = PRODUCTS | {"pad", "interpolate"}
 GATES = set("sigmoid hardsigmoid softmax".split())
 
+signature = functools.lru_cache(maxsize=256)(inspect.signature)
+
 
 class Call(NamedTuple):
     """A call of a function of torch."""
@@ -66,18 +68,10 @@ class Call(NamedTuple):
         """relu_(x), x *= 2, relu(x, inplace=True) or relu(x, True)."""
         if (self.name.endswith("_") and not self.name.endswith("__")) or self.name.startswith("__i"):
             return True
-        if not (found := signature(self.func)) or "inplace" not in found.parameters:
+        if not inspect.isfunction(self.func):  # built-in functions have no argument `inplace`
             return False
+        found = signature(self.func)
         return bool(found.bind(*self.args, **self.kwargs).arguments.get("inplace"))
-
-
-@functools.lru_cache(maxsize=256)
-def signature(func: Callable) -> inspect.Signature | None:
-    """Of Python functions; built-in ones have none, and no argument `inplace` either."""
-    try:
-        return inspect.signature(func)
-    except (ValueError, TypeError):
-        return None
 
 
 def tensors_in(values: Iterable) -> list[Tensor]:

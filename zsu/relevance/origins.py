@@ -72,9 +72,7 @@ def after_move(call: Call, axis: int | None, x: Tensor, out: Tensor) -> int | No
         return axis + out.dim() - x.dim()
     default = 0 if name in ("chunk", "split", "unbind") else None
     dims = call.argument({"chunk": 2, "split": 2, "narrow": 1}.get(name, 1), "dim", default)
-    if dims is None:
-        return None
-    dims = [d % x.dim() for d in as_list(dims, 1)]
+    dims = [d % x.dim() for d in (range(x.dim()) if dims is None else as_list(dims, 1))]
     if axis in dims:
         return None
     return axis if out.dim() == x.dim() else axis - sum(d < axis for d in dims)
@@ -86,20 +84,11 @@ def after_index(index: Any, axis: int, dim: int) -> int | None:
     if any(not (i is None or i is Ellipsis or isinstance(i, (int, slice))) for i in index):
         return None
     taken = sum(i is not None and i is not Ellipsis for i in index)
-    if Ellipsis not in index:
-        index.append(Ellipsis)
+    index = index if Ellipsis in index else [*index, Ellipsis]
     at = index.index(Ellipsis)
     index[at : at + 1] = [slice(None)] * (dim - taken)
-    before, new = 0, 0  # axes of x and of the result so far
-    for i in index:
-        if i is None:
-            new += 1
-            continue
-        if before == axis:
-            return new if isinstance(i, slice) and i == slice(None) else None
-        before += 1
-        new += isinstance(i, slice)
-    return None
+    own = [n for n, i in enumerate(index) if i is not None][axis]  # where in the index the axis is
+    return sum(not isinstance(i, int) for i in index[:own]) if index[own] == slice(None) else None
 
 
 def mixed_axes(call: Call, x: Tensor) -> set[int]:

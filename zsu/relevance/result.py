@@ -104,10 +104,8 @@ class Relevance:
             warn(
                 f"the stabilisers keep {100 * kept:.0f} % of the relevance; use a smaller epsilon, as in Epsilon(1e-9)"
             )
-        if len(self.rows) == 1:  # the input alone
-            return
-        worst = max(self.rows[1:], key=self.amplification)
-        if self.amplification(worst) > EXPLODES:
+        worst = max(self.rows[1:], key=self.amplification, default=None)  # None: the input alone
+        if worst and self.amplification(worst) > EXPLODES:
             warn(
                 f"relevance explodes: at {worst.name}, sum |R| is {self.amplification(worst):.1e} times that of the "
                 "outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"

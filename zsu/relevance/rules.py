@@ -140,7 +140,7 @@ class AlphaBeta(Rule):
             raise ZsuError(what, where="AlphaBeta", remedy="choose beta >= 0 and alpha = 1 + beta")
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
-        up_bias, down_bias = (None if b is None else clip(b) for clip in (positive, negative))
+        up_bias, down_bias = (None, None) if b is None else (positive(b), negative(b))
         up = (self.alpha * R, [1.0, 1.0, 0.0, 0.0], up_bias)
         down = (-self.beta * R, [0.0, 0.0, 1.0, 1.0], down_bias)
         bases: list[Base] = [("+", positive), ("-", negative), ("+", negative), ("-", positive)]

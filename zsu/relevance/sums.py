@@ -20,7 +20,7 @@ def arrive(z: Tensor, g: Tensor, axes: Axes) -> tuple[Tensor, Tensor, float | Te
     if not fits(axes, z, g):
         R = z * g
         return R, over_positions(R, axes), torch.linalg.vector_norm(R, 1)
-    R, sums, size, last = torch.empty_like(z), *per_sample(z, axes, 1), axes[1] == z.dim() - 1
+    R, sums, size, last = torch.empty_like(z), *per_sample(z, axes, 1)
     _arrive(*(flat(t, last) for t in (z, g, R)), sums.numpy(), size, last)
     return R, sums, size.sum()
 
@@ -33,7 +33,7 @@ def over(portion: Tensor, zr: Tensor, epsilon: float, axes: Axes) -> tuple[Tenso
         stabiliser = torch.where(zr < 0, zr.new_tensor(-epsilon), epsilon)
         c = portion / (zr + stabiliser)
         return c, over_samples(c, axes), inner(c, stabiliser)
-    c, sums, kept, last = torch.empty_like(zr), *per_sample(zr, axes, 1), axes[1] == zr.dim() - 1
+    c, sums, kept, last = torch.empty_like(zr), *per_sample(zr, axes, 1)
     epsilon = zr.numpy().dtype.type(epsilon)
     _over(*(flat(t, last) for t in (portion, zr, c)), epsilon, sums.numpy(), kept, last)
     return c, sums.sum(0), kept.sum()
@@ -51,8 +51,8 @@ def epsilon_rule(
         R, sums, magnitude = arrive(z, g, axes)
         c, c_sums, kept = over(R, z, epsilon, axes)
         return c if s is None else c * along_channels(s, c, axes), sums, c_sums, magnitude, kept
-    c, sums, both, last = torch.empty_like(z), *per_sample(z, axes, 2), axes[1] == z.dim() - 1
-    c_sums, s = torch.zeros_like(sums), z.new_ones(z.shape[axes[1]]) if s is None else s
+    c, sums, both, last = torch.empty_like(z), *per_sample(z, axes, 2)
+    c_sums, s = torch.zeros_like(sums), sums.new_ones(sums.shape[1]) if s is None else s
     arrays = (*(flat(t, last) for t in (z, g, c)), z.numpy().dtype.type(epsilon), s.numpy(), sums.numpy())
     _epsilon_rule(*arrays, c_sums.numpy(), both, last)
     magnitude, kept = both.reshape(2, -1).sum(1)
@@ -65,8 +65,8 @@ def split(z: Tensor, b: Tensor, g: Tensor, axes: Axes) -> tuple[Tensor, Tensor, 
         R = at_least_float32(z) * g
         of_b = over_positions(at_least_float32(b) * g, axes)
         return over_positions(R, axes), of_b, torch.linalg.vector_norm(R, 1)
-    sums, size = per_sample(z, axes, 1)
-    b_sums, last = torch.zeros_like(sums), axes[1] == z.dim() - 1
+    sums, size, last = per_sample(z, axes, 1)
+    b_sums = torch.zeros_like(sums)
     _split(*(flat(t, last) for t in (z, b, g)), sums.numpy(), b_sums.numpy(), size, last)
     return sums, b_sums, size.sum()
 
@@ -97,9 +97,10 @@ def flat(t: Tensor, last: bool) -> np.ndarray:
     return t.numpy().reshape(shape)
 
 
-def per_sample(t: Tensor, axes: Axes, numbers: int) -> tuple[Tensor, np.ndarray]:
-    """Room for sums by sample and channel, and for some float64 numbers by sample."""
-    return t.new_zeros(t.shape[0], t.shape[axes[1]]), np.zeros(numbers * t.shape[0])
+def per_sample(t: Tensor, axes: Axes, numbers: int) -> tuple[Tensor, np.ndarray, bool]:
+    """Room for sums by sample and channel, and for some float64 numbers by sample; and whether channels are last."""
+    last = axes[1] == t.dim() - 1
+    return t.new_zeros(t.shape[0], t.shape[-1 if last else 1]), np.zeros(numbers * t.shape[0]), last
 
 
 # --- sums over axes -------------------------------------------------------------------------------------------
@@ -112,9 +113,7 @@ def at_least_float32(t: Tensor) -> Tensor:
 
 def along_channels(v: Tensor, like: Tensor, axes: Axes) -> Tensor:
     """(K,) -> (1, K, 1, ...) so that it broadcasts over `like`."""
-    shape = [1] * like.dim()
-    shape[axes[1]] = -1
-    return v.reshape(shape)
+    return v.reshape([-1 if axis == axes[1] else 1 for axis in range(like.dim())])
 
 
 def over_positions(t: Tensor, axes: Axes) -> Tensor:
@@ -122,11 +121,9 @@ def over_positions(t: Tensor, axes: Axes) -> Tensor:
     batch, channel = axes
     others = [axis for axis in range(t.dim()) if axis not in axes]
     t = t.sum(others) if others else t  # the axes that are known
-    if batch is None and channel is None:
-        return t[None, None]
-    if batch is None or channel is None:
-        return t[None] if batch is None else t[:, None]
-    return t if batch < channel else t.T
+    if batch is not None and channel is not None:
+        return t if batch < channel else t.T
+    return t.reshape(-1, 1) if channel is None else t[None]
 
 
 def of_samples(t: Tensor, samples: int) -> Tensor:

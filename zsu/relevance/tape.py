@@ -36,8 +36,8 @@ from .operations import Call, as_list, tensors_in
 from .origins import Origin, origin_after, repeat_sources
 from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
-from .sums import Axes, at_least_float32, inner
-from .weighted import Affine, Conv, FollowRule, Linear, Weighted, channel_axis
+from .sums import Axes, along_channels, at_least_float32, inner
+from .weighted import Affine, Conv, FollowRule, Linear, Weighted
 
 
 class Side(NamedTuple):
@@ -51,7 +51,7 @@ class Tap(NamedTuple):
     """The output of a layer."""
 
     edge: GradientEdge  # where the graph of autograd can be cut into
-    axes: Axes
+    axes: tuple[int | None, int]
     value: Tensor
 
 
@@ -67,7 +67,7 @@ class Tape(TorchFunctionMode):
     steps : dict of Layer to Step
         What keeps its output for the backward pass; the graph of autograd keeps it alive.
     taps : dict of Layer to Tap
-        The outputs of `layers`, where asked for; they keep all of the graph alive.
+        The outputs of `layers`; they keep all of the graph alive, so that they are there only for who asks for them.
     constants : list of (Tensor, Layer)
         Leaves that do not depend on the input but join the flow (class token, position embeddings), and the rows that
         their share constant * gradient belongs to.
@@ -75,7 +75,7 @@ class Tape(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, edges: bool, attention: str, taps: bool = False):
         super().__init__()
-        self.edges, self.attention, self.tapping = edges, attention, taps
+        self.edges, self.attention, self.keeps_taps = edges, attention, taps
         self.taps: dict[Layer, Tap] = {}
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.names = dict(self.parameters)  # and slices of parameters, which `parts` keeps alive
@@ -96,7 +96,7 @@ class Tape(TorchFunctionMode):
         self.layer_output(step, first, nonnegative=bool((x >= 0).all()), is_input=True)
         with self:
             self.logits = forward(first)
-        if isinstance(self.logits, Tensor) and self.logits in self.sides:
+        if self.logits in self.sides:
             raise self.refusal(self.sides[self.logits])
         return self.logits
 
@@ -105,7 +105,7 @@ class Tape(TorchFunctionMode):
     def backward(self, weights: Tensor, last: bool = True) -> Relevance:
         """Hand logits * weights back to the input. No pass can follow the last one."""
         self.replay.begin(last)
-        first, *others = self.gradients(weights, retain=not last)
+        first, others = self.gradients(weights, retain=not last)
         for (constant, layer), grad in zip(self.constants, others, strict=True):
             if grad is not None:
                 share = self.replay.share(layer)
@@ -117,7 +117,7 @@ class Tape(TorchFunctionMode):
         for share in reached.values():
             if share.kind == "softmax":  # not linear: what its linear part does not explain stays there
                 share.bias = share.out - share.into
-        sources = self.origins[self.logits].sources or ()
+        sources: tuple[Source, ...] = self.origins[self.logits].sources or ()
         complete = len(sources) == 1 and sources[0].group == 1 and sources[0].channels == self.logits.shape[1]
         head = reached.get(self.layers[sources[0].layer]) if complete else None
         layers = [reached[layer] for layer in self.layers if layer in reached]
@@ -149,9 +149,8 @@ class Tape(TorchFunctionMode):
             if grad is None:
                 what = f"nothing leads to {layer.name}"
                 raise ZsuError(what, where="explain_paths", remedy="pass what find_paths found")
-            only = torch.zeros(grad.shape[tap.axes[1]], dtype=grad.dtype, device=grad.device)
-            only[channel] = 1
-            only = only.view([-1 if i == tap.axes[1] else 1 for i in range(grad.dim())])
+            only = F.one_hot(torch.tensor(channel), grad.shape[tap.axes[1]]).to(grad)  # (K,)
+            only = along_channels(only, grad, tap.axes)
             edge, grad, open = tap.edge, grad * only, (layer,)
         return self.at_input(grad, only)
 
@@ -162,7 +161,7 @@ class Tape(TorchFunctionMode):
             relevance = relevance + only * direct
         return relevance
 
-    def gradients(self, weights: Tensor, retain: bool) -> tuple[Tensor | None, ...]:
+    def gradients(self, weights: Tensor, retain: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """Of the input and the constants; what a change in place makes impossible is said with a remedy."""
         leaves = [self.input, *(constant for constant, _ in self.constants)]
         try:
@@ -174,7 +173,7 @@ class Tape(TorchFunctionMode):
             raise ZsuError(what, where="explain", remedy=f"{remedy} in the model") from error
         if found[0] is None:
             raise unrelated()
-        return found
+        return found[0], found[1:]
 
     # -- forward
 
@@ -257,11 +256,11 @@ class Tape(TorchFunctionMode):
         """The output of a new layer, whose channels are sources of what reads it where they are known."""
         self.rows.append(step.layer)
         self.layers.append(step.layer)
-        axes = step.axes
-        if self.tapping and axes[1] is not None:
-            self.taps[step.layer] = Tap(get_gradient_edge(out), axes, out.detach().clone())
-        sources = (Source(len(self.layers) - 1, out.shape[axes[1]]),) if known else None
-        return self.note(out, axes, sources, layer=step.layer, **more)
+        batch, channel = step.axes
+        if self.keeps_taps and channel is not None:
+            self.taps[step.layer] = Tap(get_gradient_edge(out), (batch, channel), out.detach().clone())
+        sources = (Source(len(self.layers) - 1, out.shape[channel]),) if known and channel is not None else None
+        return self.note(out, step.axes, sources, layer=step.layer, **more)
 
     # -- weighted layers
 
@@ -275,7 +274,7 @@ class Tape(TorchFunctionMode):
         wanted = weight.shape[0] if transposed else weight.shape[1] * groups
         where = self.where(weight, name)
         if input.dim() != dim + 2 or input.shape[1] != wanted:
-            shape = ", ".join(["N", str(wanted), "D", "H", "W"][:2] + ["D", "H", "W"][-dim:])
+            shape = ", ".join(["N", str(wanted), *"DHW"[-dim:]])
             what = f"its input has shape {tuple(input.shape)}, it wants ({shape})"
             raise ZsuError(what, where=where, remedy="pass a batch with that number of channels")
         value = self.value(call.func, where, input, weight, bias, stride, padding, *rest, **kwargs)
@@ -287,7 +286,7 @@ class Tape(TorchFunctionMode):
                 input, padding = self.note_like(input, F.pad(input, sides)), [0] * dim
             padding = [p // 2 for p in padding]
         padding = as_list(0 if padding == "valid" else padding, dim)
-        op = Conv(stride, padding, dilation, groups, transposed, as_list(options["output_padding"], dim))
+        op = Conv(stride, padding, dilation, transposed, as_list(options["output_padding"], dim), groups)
         return self.weighted(name, where, op, input, weight, bias, value)
 
     def linear(self, func: Callable, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -313,7 +312,7 @@ class Tape(TorchFunctionMode):
             s = s if weight is None else s * weight
             t = -running_mean * s if bias is None else bias - running_mean * s
         value = self.value(func, "batch_norm", input, running_mean, running_var, weight, bias, False, momentum, eps)
-        step = self.step_of(input)
+        step = self.steps.get(self.origins[input].layer)
         if not isinstance(step, Weighted) or not step.takes_in_batch_norm:
             return self.weighted("batch_norm", where, Affine(), input, s, t, value)
         with torch.no_grad():
@@ -334,23 +333,12 @@ class Tape(TorchFunctionMode):
         self, kind: str, name: str, op: Conv | Linear | Affine, x: Tensor, w: Tensor, b: Tensor | None, value: Tensor
     ) -> Tensor:
         """The output of op(x) with weights w and bias b, which is `value`, as a layer of that name."""
-        origin, channel = self.origins[x], channel_axis(op, x)
+        origin, channel = self.origins[x], x.dim() - 1 if isinstance(op, Linear) else 1
         batch = None if origin.axes[0] == channel else origin.axes[0]
         sources = origin.sources if origin.axes[1] == channel else None
-        step = Weighted(
-            layer=Layer(kind, name, self.parameters.get(id(w)), op.groups, [sources]),
-            axes=(batch, channel),
-            replay=self.replay,
-            z=value,
-            op=op,
-            x=x,
-            version=x._version,
-            nonnegative=origin.nonnegative,
-            reads_input=origin.is_input,
-            w=w.detach(),
-            b=None if b is None else b.detach(),
-        )
-        return self.follow(step)
+        layer = Layer(kind, name, self.parameters.get(id(w)), op.groups, [sources])
+        w, b = w.detach(), None if b is None else b.detach()
+        return self.follow(Weighted(layer, (batch, channel), self.replay, op=op, x=x, origin=origin, z=value, w=w, b=b))
 
     def follow(self, step: Weighted) -> Tensor:
         """The output of a weighted layer."""
@@ -359,8 +347,7 @@ class Tape(TorchFunctionMode):
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
         """The layer's name: that of its parameter without the last part."""
-        name = self.names.get(id(parameter))
-        return name.rpartition(".")[0] if name else kind
+        return self.names.get(id(parameter), f"{kind}.").rpartition(".")[0]
 
     # -- norms and activations
 
@@ -401,31 +388,30 @@ class Tape(TorchFunctionMode):
     def add(self, a: Any, b: Any, *, alpha: float = 1, in_place: bool = False) -> Tensor:
         if alpha != 1:
             raise ZsuError("addition with alpha", where="add", remedy="explain a model without it")
-        if not (isinstance(a, Tensor) and a in self.origins and isinstance(b, Tensor) and b in self.origins):
+        if a not in self.origins or b not in self.origins:
             return self.add_constant(a, b, in_place)
         if a.shape != b.shape:
             raise ZsuError(f"adds {tuple(a.shape)} and {tuple(b.shape)}", where="add", remedy="use equal shapes")
         if in_place:
             self.protect(a)
         of_a, of_b = self.origins[a], self.origins[b]
-        axes = tuple(i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
-        step = Step(Layer("add", "add", sources=[of_a.sources, of_b.sources]), axes, self.replay)
+        batch, channel = (i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
+        runs = [of_a.sources, of_b.sources]
+        step = Step(Layer("add", "add", sources=runs), (batch, channel), self.replay)
         self.steps[step.layer] = step
-        runs = (of_a.sources, of_b.sources)
-        known = axes[1] is not None and all(run is not None and all(s.group == 1 for s in run) for run in runs)
+        known = all(run is not None and all(s.group == 1 for s in run) for run in runs)
         nonnegative = of_a.nonnegative and of_b.nonnegative
         return self.layer_output(step, Addition.apply(a, b, step, in_place), known, nonnegative=nonnegative)
 
     def subtract(self, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
         """a - b as a + (-b)."""
-        if not isinstance(b, Tensor) or b not in self.origins:
+        if b not in self.origins:
             return self.add(a, -b, alpha=alpha)
         return self.add(a, self.other(Call(torch.mul, "mul", (b, -1.0), {}), [b]), alpha=alpha)
 
     def add_constant(self, a: Any, b: Any, in_place: bool) -> Tensor:
-        a_flows = isinstance(a, Tensor) and a in self.origins
-        x, constant = (a, b) if a_flows else (b, a)
-        if in_place and not a_flows:
+        x, constant = (a, b) if a in self.origins else (b, a)
+        if in_place and x is not a:
             raise ZsuError("adds the input's flow to a fixed tensor in place", where="add_", remedy="use a + b")
         if in_place:
             self.protect(a)
@@ -433,12 +419,13 @@ class Tape(TorchFunctionMode):
         origin = self.origins[x]
         step = self.row("constant", origin.axes, self.names.get(id(constant)))
         out = Meter.apply(x.clone() if in_place else x, step, "into") + self.leaf(constant, step)
-        batch, channel = (None if i is None else i + out.dim() - x.dim() for i in origin.axes)  # x may be broadcast
-        axes = batch, channel
-        out = Meter.apply(out, replace(step, axes=axes), "out")
+        more = out.dim() - x.dim()  # x may have been broadcast
+        batch, channel = (None if i is None else i + more for i in origin.axes)
+        out = Meter.apply(out, replace(step, axes=(batch, channel)), "out")
         if in_place:
             out = a.copy_(out)
-        return self.note(out, axes, None if axes[1] is None else repeat_sources(origin.sources, out.shape[axes[1]]))
+        sources = None if channel is None else repeat_sources(origin.sources, out.shape[channel])
+        return self.note(out, (batch, channel), sources)
 
     def leaf(self, constant: Tensor, step: Step) -> Tensor:
         """The constant as a leaf, whose share of the relevance belongs to that step."""
@@ -446,7 +433,7 @@ class Tape(TorchFunctionMode):
         self.constants.append((leaf, step.layer))
         return leaf
 
-    def cat(self, tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    def cat(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int = 0) -> Tensor:
         flows = [t for t in tensors if t in self.origins]
         origins = [self.origins[t] for t in flows]
         axes, sources = origins[0].axes, origins[0].sources
@@ -457,8 +444,7 @@ class Tape(TorchFunctionMode):
             out = torch.cat(tensors, dim)
         else:
             step = self.row("constant", axes, "cat")
-            metered = {id(t): Meter.apply(t, step, "into") for t in flows}
-            parts = [metered[id(t)] if id(t) in metered else self.leaf(t, step) for t in tensors]
+            parts = [Meter.apply(t, step, "into") if t in self.origins else self.leaf(t, step) for t in tensors]
             out = Meter.apply(torch.cat(parts, dim), step, "out")
         if dim == axes[1]:
             known = complete and all(o.sources is not None for o in origins)
@@ -563,11 +549,6 @@ class Tape(TorchFunctionMode):
 
     def weighted_steps(self) -> list[Weighted]:
         return [step for step in self.steps.values() if isinstance(step, Weighted)]
-
-    def step_of(self, t: Tensor) -> Step | None:
-        """That of the layer whose direct output t is."""
-        layer = self.origins[t].layer
-        return None if layer is None else self.steps.get(layer)
 
     def protect(self, t: Tensor) -> None:
         """Before t changes in place: give each step whose output shares t's memory a copy of that output."""

@@ -6,8 +6,9 @@ On the way they sum the relevance of every edge j -> k, and the shares that bias
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,34 +18,29 @@ from torch.autograd.function import once_differentiable
 from ..errors import ZsuError
 from . import sums
 from .layers import Step
-from .rules import Base, Epsilon, Part, Portion, Rule, same
+from .origins import Origin
+from .rules import RULES, Base, Epsilon, Part, Portion, Rule, negative, positive, same
 from .sums import along_channels, at_least_float32, inner, of_samples, over_samples, over_window, total
 
 BLOCK = 2**18  # values
-PARTS = ("x", "|x|", "+", "-")
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {"x": same, "|x|": torch.abs, "+": positive, "-": negative}
 
 
-@dataclass(frozen=True)
-class Conv:
-    """A convolution of any dimension; transposed too."""
+class Conv(NamedTuple):
+    """A convolution of any dimension; transposed too. Its options are in the order in which torch takes them."""
 
     stride: list[int]
     padding: list[int]
     dilation: list[int]
+    transposed: bool
+    output_padding: list[int]
     groups: int
-    transposed: bool = False
-    output_padding: list[int] = field(default_factory=lambda: [0])
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        return torch.ops.aten.convolution(
-            x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding, self.groups
-        )
+        return torch.ops.aten.convolution(x, w, None, *self)
 
     def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        gx, gw, _ = torch.ops.aten.convolution_backward(
-            c, x, w, None, self.stride, self.padding, self.dilation, self.transposed, self.output_padding,
-            self.groups, [True, edges, False],
-        )  # fmt: skip
+        gx, gw, _ = torch.ops.aten.convolution_backward(c, x, w, None, *self, [True, edges, False])
         return gx, self.edges(w, gw) if edges else None
 
     def edges(self, w: Tensor, gw: Tensor) -> Tensor:
@@ -88,11 +84,6 @@ class Affine:
         return (c * along_channels(w, x, (0, 1))).to(c.dtype), e
 
 
-def channel_axis(op: Conv | Linear | Affine, x: Tensor) -> int:
-    """Axis of the channels in what the operation reads and returns."""
-    return x.dim() - 1 if isinstance(op, Linear) else 1
-
-
 def blocks(w: Tensor) -> Iterator[slice]:
     """Rows of a weight tensor, on a CPU in blocks that fit into its cache."""
     width = w[0].numel() if len(w) else 1
@@ -106,13 +97,12 @@ class Weighted(Step):
 
     op: Conv | Linear | Affine
     x: Tensor
-    version: int  # of x when the layer read it
-    nonnegative: bool  # no x is below 0
-    reads_input: bool  # x is the model's input itself
+    origin: Origin  # of x when the layer read it
+    z: Tensor
     w: Tensor
     s: Tensor | None = None  # (K,): the layer's weights are w times s, its BatchNorm's scale
     b: Tensor | None
-    rule: Rule | None = None  # chosen by a composite when the forward pass is over
+    rule: Rule = RULES["epsilon"]  # until a composite chooses one, when the forward pass is over
 
     @property
     def takes_in_batch_norm(self) -> bool:
@@ -143,32 +133,29 @@ class FollowRule(torch.autograd.Function):
         step = ctx.step
         if step.closed:
             return None, None
-        if step.x._version != step.version:
+        if step.x._version != step.origin.version:
             what = "the input of this layer is changed in place after the layer has read it"
             raise ZsuError(what, where=step.layer.name, remedy="use the out-of-place function in the model")
         gx = propagate(step, at_least_float32(step.z), at_least_float32(g))
         if step.replay.last:
-            step.x = step.z = None
+            del step.x, step.z
         return gx, None
 
 
 def propagate(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
     """Gradient gx with x * gx = R of the layer's input, from g with z * g = R of its output; fills the share."""
-    x, direct = step.x, None
-    if type(step.rule) is Epsilon:
-        gx, edges = step.op.backward(follow_epsilon(step, z, g), x, step.w, step.replay.edges)
-    else:
-        gx, edges = None, None
-        for copy, c in quotients(step, z, g):
-            gp, e = step.op.backward(clamp_to(x.dtype, c), copy.x, copy.w, step.replay.edges)
-            edges = e if e is None else plus(edges, e)
-            if isinstance(copy.part, str):
-                gx = plus(gx, gradient_of_part(gp, x, copy.part))
-            else:
-                direct = plus(direct, gp * copy.x)
-        gx = torch.zeros_like(x) if gx is None else gx
+    x, gx, direct, edges = step.x, None, None, None
+    follow = follow_epsilon if type(step.rule) is Epsilon else quotients
+    for copy, c in follow(step, z, g):
+        gp, e = step.op.backward(clamp_to(x.dtype, c), copy.x, copy.w, step.replay.edges)
+        edges = e if e is None else plus(edges, e)
+        if isinstance(copy.part, str):
+            gx = plus(gx, gradient_of_part(gp, x, copy.part))
+        else:
+            direct = plus(direct, gp * copy.x)
+    gx = torch.zeros_like(x) if gx is None else gx
     share = step.share
-    share.edges = [edges] if step.replay.edges else []
+    share.edges = [] if edges is None else [edges]
     if not (step.replay.edges and isinstance(step.op, Conv)):  # edges of a convolution are few, and summed when asked
         share.handed = inner(x, gx) + (0.0 if direct is None else total(direct))
     if direct is not None:
@@ -176,25 +163,30 @@ def propagate(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
     return gx
 
 
-def follow_epsilon(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
-    """c s of the epsilon rule, whose only base is the layer as it is, with everything but the weights in one pass."""
+def follow_epsilon(step: Weighted, z: Tensor, g: Tensor) -> list[tuple[Copy, Tensor]]:
+    """`quotients` of the epsilon rule, whose only base is the layer as it is, in one pass."""
     share = step.share
     c, R_sums, c_sums, share.magnitude, share.stabiliser = sums.epsilon_rule(z, g, step.epsilon, step.s, step.axes)
     share.relevance = of_samples(R_sums, step.replay.samples)
     if step.b is not None:
         share.bias = torch.dot(c_sums, step.b.to(c.dtype))
-    return clamp_to(step.x.dtype, c)
+    return [(Copy(step, z, "x", same), c)]
 
 
 def quotients(step: Weighted, z: Tensor, g: Tensor) -> list[tuple[Copy, Tensor]]:
-    """The bases of the layer's rule, each with its sum over portions of coefficient * portion / zr."""
-    bases, portions = step.rule(step.arrive(z, g), z, step.b, step.nonnegative)
+    """The bases of the layer's rule, each with its sum over portions of coefficient * portion / zr;
+    notes what stabiliser and bias keep.
+    """
+    bases, portions = step.rule(step.arrive(z, g), z, step.b, step.origin.nonnegative)
     check_split(step, bases, portions)
-    bases, portions = without_negative(bases, portions) if step.nonnegative else (bases, portions)
+    bases, portions = without_negative(bases, portions) if step.origin.nonnegative else (bases, portions)
     copies = [Copy(step, z, part, change) for part, change in bases]
     sums_of_c: list[Tensor | None] = [None] * len(bases)
     for portion, coefficients, b in portions:
-        c = over_stabilised(step, portion, pre_activation(step, z, copies, coefficients, b), b)
+        c, c_sums, kept = sums.over(portion, pre_activation(step, z, copies, coefficients, b), step.epsilon, step.axes)
+        step.share.stabiliser = step.share.stabiliser + kept
+        if b is not None:
+            step.share.bias = step.share.bias + torch.dot(c_sums, b.to(c.dtype))
         for m, coefficient in enumerate(coefficients):
             if coefficient:
                 sums_of_c[m] = plus(sums_of_c[m], c, coefficient)
@@ -215,7 +207,7 @@ def check_split(step: Weighted, bases: list[Base], portions: list[Portion]) -> N
     if parts or any(len(coefficients) != len(bases) for _, coefficients, _ in portions):
         what = f"the rule has a part {parts[0]!r}" if parts else "a portion of the rule has not one coefficient a base"
         raise ZsuError(what, where=where, remedy=f"use the parts {', '.join(PARTS)}, and see zsu.rules")
-    if not step.reads_input and not all(isinstance(part, str) for part, _ in bases):
+    if not step.origin.is_input and not all(isinstance(part, str) for part, _ in bases):
         what = f"{type(step.rule).__name__} is a rule for layers that read the model's input"
         raise ZsuError(what, where=where, remedy="use it as Composite(first=...)")
 
@@ -268,23 +260,11 @@ def pre_activation(
     return torch.zeros_like(z) if zr is None else zr
 
 
-def over_stabilised(step: Weighted, portion: Tensor, zr: Tensor, b: Tensor | None) -> Tensor:
-    """c = portion / (zr + sign(zr) epsilon); notes what stabiliser and bias keep."""
-    c, c_sums, kept = sums.over(portion, zr, step.epsilon, step.axes)
-    share = step.share
-    share.stabiliser = share.stabiliser + kept
-    if b is not None:
-        share.bias = share.bias + torch.dot(c_sums, b.to(c.dtype))
-    return c
-
-
 def part_of(x: Tensor, part: Part) -> Tensor:
     """What a base sees of the input."""
-    if not isinstance(part, str):
-        return torch.as_tensor(part, dtype=x.dtype, device=x.device).expand_as(x)
-    if part == "x":
-        return x
-    return x.abs() if part == "|x|" else x.clamp(min=0) if part == "+" else x.clamp(max=0)
+    if isinstance(part, str):
+        return PARTS[part](x)
+    return torch.as_tensor(part, dtype=x.dtype, device=x.device).expand_as(x)
 
 
 def gradient_of_part(gp: Tensor, x: Tensor, part: str) -> Tensor:
