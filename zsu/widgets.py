@@ -117,8 +117,7 @@ def budget_explorer(frame: pd.DataFrame, what: str) -> ipywidgets.VBox:
         divergence, null = ("n/a" if pd.isna(v) else f"{v:.3f}" for v in (row["js_forget"], row["null"]))
         alt = f"With {budget} {what}, At is {100 * row['at_test']:.1f} %, Ag {100 * row['ag_test']:.1f} %, and the "
         alt += f"divergence from retrained models {divergence} nats, of the null {null}."
-        figure = plots.budget(frame, budget)
-        frames.append((f"{budget}", plots.png(figure, **SMALL), alt))
+        frames.append((f"{budget}", plots.png(plots.budget(frame, budget), **SMALL), alt))
     return slider(frames, "budget")
 
 
@@ -139,8 +138,7 @@ def band_explorer(report: Report) -> ipywidgets.VBox:
         inside, outside = ([m for m, state in states.items() if state is wanted] for wanted in (True, False))
         alt = f"{column}: the null band is {low:.3g} to {high:.3g}. Inside: {', '.join(inside) or 'none'}. "
         alt += f"Outside: {', '.join(outside) or 'none'}."
-        figure = plots.band(tidy, column)
-        frames.append((column, plots.png(figure, **SMALL), alt))
+        frames.append((column, plots.png(plots.band(tidy, column), **SMALL), alt))
     if not frames:
         remedy = "audit with at least two references, three for measures that compare pairs"
         raise ZsuError("no number of this audit has a band", where="band_explorer", remedy=remedy)

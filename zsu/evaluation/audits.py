@@ -257,15 +257,16 @@ def observe_model(
     case: Case, name: str, several: list[nn.Module], x: Tensor, bar: tqdm, digest: hashlib._Hash | None
 ) -> Observed:
     """The first of several with its outputs on both splits, one pass each; the others on the class only, if asked."""
-    (model, *others), where, splits, siblings = several, f"audit of {name!r}", (case.train, case.test), []
+    (model, *others), where, splits, siblings = several, f"audit of {name!r}", [], []
     depths = DEPTHS if {"probes", "prototype"} & set(case.measures) else 0
-    train, test = (observe(model, dataset, case.target, depths, where, digest) for dataset in splits)
-    bar.update(2)
-    parts = [Subset(dataset, members(dataset, case.target)) for dataset in splits]
+    for dataset in (case.train, case.test):
+        splits.append(observe(model, dataset, case.target, depths, where, digest))
+        bar.update()
     for other in others if set(OF_MANY) & set(case.measures) else []:
-        of_class = (observe(other, part, case.target, where=where) for part in parts)
-        siblings.append(Observed(other, next(of_class), next(of_class)))
-    return Observed(model, train, test, logit_layer(model, x), siblings)
+        parts = [Subset(dataset, members(dataset, case.target)) for dataset in (case.train, case.test)]
+        train, test = (observe(other, part, case.target, where=where) for part in parts)
+        siblings.append(Observed(other, train, test))
+    return Observed(model, splits[0], splits[1], logit_layer(model, x), siblings)
 
 
 def check_outputs(name: str, outputs: Outputs, original: Outputs, is_reference: bool) -> None:
@@ -357,7 +358,8 @@ def interval(values: Sequence[float], least: int = 2) -> dict[str, float]:
 def remarks(case: Case, ag: dict[str | int, float]) -> list[str]:
     """Why some numbers or bands are missing, or worth little; by the accuracy on the other classes."""
     many, number = set(OF_MANY) & set(case.measures), len(case.references)
-    few, worse = many and 0 < number < 6, mean([ag[i] for i in range(number)]) < ag["original"] - 0.05  # NaN is not
+    few = many and 0 < number < 6
+    worse = mean([ag[i] for i in range(number)]) < ag["original"] - 0.05  # false without references: their mean is NaN
     notes = {
         "no models retrained without the class": number == 0,
         "one retrained model has no band": number == 1,

@@ -400,8 +400,8 @@ def compare_with_paper(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
         tests["t_p"] = float(stats.ttest_rel(a, b).pvalue)
     if len(a) > 1 and (a != b).any():
         tests["wilcoxon_p"] = float(stats.wilcoxon(a, b).pvalue)
-    cliff = float(np.sign(a[:, None] - b).mean())  # (n, 1) - (n,) -> (n, n)
-    return {"difference": float((a - b).mean()), **tests, "cliff": cliff}
+    # (n, 1) - (n,) -> (n, n)
+    return {"difference": float((a - b).mean()), **tests, "cliff": float(np.sign(a[:, None] - b).mean())}
 
 
 def bootstrap(values: np.ndarray) -> tuple[float, float]:
