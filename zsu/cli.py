@@ -383,8 +383,7 @@ def data(
 def doctor():
     """Check in ten seconds whether this machine is ready for the course, and say what to do where it is not."""
     findings = zsu.doctor.check()
-    for finding in findings:
-        print(finding)
+    print(*findings, sep="\n")
     wrong = sum(not finding.ok for finding in findings)
     print(f"{wrong} to mend; then run `zsu doctor` again." if wrong else "Ready for the course.")
     raise typer.Exit(1 if wrong else 0)

@@ -224,10 +224,12 @@ def work_on(
 ) -> Iterator[tuple[Task, str | None]]:
     """Do tasks, in any order; those that another sweep is at are waited for in the end."""
     do, left = functools.partial(work, settings=settings), []
-    if scheduler is None:
-        results = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(do)(task) for task in tasks)
-    else:
+    if scheduler is not None:
         results = on_cluster(do, tasks, scheduler)
+    elif jobs == 1:
+        results = map(do, tasks)
+    else:
+        results = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(do)(task) for task in tasks)
     for task, error in results:
         if error == ELSEWHERE:
             left.append(task)
