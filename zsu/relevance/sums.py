@@ -53,8 +53,8 @@ def epsilon_rule(
         return c if s is None else c * along_channels(s, c, axes), sums, c_sums, magnitude, kept
     c, sums, both, last = torch.empty_like(z), *per_sample(z, axes, 2)
     c_sums, s = torch.zeros_like(sums), sums.new_ones(sums.shape[1]) if s is None else s
-    arrays = (*(flat(t, last) for t in (z, g, c)), z.numpy().dtype.type(epsilon), s.numpy(), sums.numpy())
-    _epsilon_rule(*arrays, c_sums.numpy(), both, last)
+    flows = (flat(z, last), flat(g, last), flat(c, last))
+    _epsilon_rule(flows, z.numpy().dtype.type(epsilon), s.numpy(), sums.numpy(), c_sums.numpy(), both, last)
     magnitude, kept = both.reshape(2, -1).sum(1)
     return c, sums, c_sums.sum(0), magnitude, kept
 
@@ -189,7 +189,8 @@ def _over(portion, zr, c, epsilon, sums, kept, last):
 
 
 @ONE_PASS
-def _epsilon_rule(z, g, c, epsilon, scale, sums, c_sums, both, last):
+def _epsilon_rule(flows, epsilon, scale, sums, c_sums, both, last):
+    z, g, c = flows
     samples = z.shape[0]
     for n in range(samples):
         for a in range(z.shape[1]):
