@@ -308,7 +308,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, tmp_path, folder, 
     before = sorted(tmp_path.rglob("*"))
     assert "Trouser" in refused(capsys, "forget", "--class", "hat")
     assert "lra-npp" in refused(capsys, "forget", "--class", "Trouser", "--method", "magic")
-    assert "at least 1" in refused(capsys, "forget", "--class", "Trouser", "--k", "0")
+    assert "k is 0. pass an integer k >= 1" in refused(capsys, "forget", "--class", "Trouser", "--k", "0")
     assert "nowhere.pt" in refused(capsys, "forget", "--class", "Trouser", "--model", "nowhere.pt")
     assert "--class" in refused(capsys, "forget")
     assert "fashion-mini" in refused(capsys, "data", "no-such-data")
