@@ -63,7 +63,7 @@ def test_forget_then_audit(capsys, tmp_path, monkeypatch):
     about = Patch.load(file).metadata
     assert (about["class"], about["target"], about["unseen"]) == ("Trouser", [1], 36)
     (budget,) = about["budget"]
-    assert (budget["edges"], budget["available"], budget["enough"]) == (5, 12, False)
+    assert (budget["edges"], budget["available"], budget["edges_enough"]) == (5, 12, False)
     assert [p.name for p in tmp_path.iterdir()] == [file.name]
     words = ["audit", "--class", "1", "--patch", str(file), "--measure", "accuracy", "--out", "audit.html"]
     code, again, _ = run(capsys, *words)

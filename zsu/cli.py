@@ -97,6 +97,8 @@ def forget(
     if len(targets) > 1 and method == "paths+retained":
         raise ZsuError("retained samples for several classes", where="--method", remedy="use zsu.forget in Python")
 
+    retrained = find_references(references, model, names, arch, trusted)
+
     def run(method: str, **options) -> zsu.Forgotten:
         seen = [zsu.sweep.seen_by(method, splits, c, seed, samples) for c in targets]
         x = [x.to(next(network.parameters())) for x, _ in seen]
@@ -113,7 +115,6 @@ def forget(
     chosen.patch.save(out)
     others = ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random")
     rows = {row: chosen} | {other: run(other) for other in others if other != method}
-    retrained = find_references(references, model, names, arch, trusted)
     measures = zsu.evaluation.BASIC
     print(zsu.audit(network, rows, splits.train, held_out, targets, retrained, measures=measures, controls=False))
     print(f"\n{', '.join(names)}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
@@ -153,9 +154,8 @@ def audit(
     unseen = zsu.forgetting.request.count_seen(loaded, network, splits.test)
     held_out = without_samples(splits, targets, unseen, about.get("seed", 0))
     retrained = find_references(references, model, names, arch, trusted)
-    measures = measure or tuple(zsu.evaluation.MEASURES)
     edits = {row: zsu.Forgotten(edited, loaded)}
-    report = zsu.audit(network, edits, splits.train, held_out, targets, retrained, measures=measures)
+    report = zsu.audit(network, edits, splits.train, held_out, targets, retrained, measures=measure)
     print(report)
     if out is not None:
         report.save(out)

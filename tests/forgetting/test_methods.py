@@ -8,7 +8,7 @@ import torch
 
 from helpers import TROUSER, bits
 from zsu import Patch, ZsuError, forget
-from zsu.forgetting import METHODS, BoundaryShrink, Edit, LraNpp, Mask, Method, Paths, Ssd
+from zsu.forgetting import METHODS, BoundaryShrink, CutPaths, Edit, LraNpp, Mask, Method, Random, Ssd
 from zsu.forgetting.methods import no_rows
 from zsu.forgetting.perturb import in_short
 
@@ -31,7 +31,7 @@ def test_the_methods_and_their_tiers():
         ("ssd", {"alpha": 5}, Ssd(alpha=5)),
         ("lra-npp", {"k": 3, "layers": ["fc"]}, LraNpp(k=3, layers=["fc"])),
         ("boundary-shrink", {"epochs": 1, "lr": 1e-3}, BoundaryShrink(epochs=1, lr=1e-3)),
-        ("paths", {"k": 4, "perturbation": "gaussian"}, Paths(k=4, perturbation="gaussian")),
+        ("paths", {"k": 4, "perturbation": "gaussian"}, CutPaths(k=4, perturbation="gaussian")),
         ("mask", {}, Mask()),
     ],
 )
@@ -84,18 +84,32 @@ def test_a_method_of_your_own(original, x):
         forget(original, x, TROUSER, Halve(), k=3)
 
 
+def test_a_method_that_returns_nothing_is_refused(original, x):
+    class Forgetful(Mask):
+        def edit(self, *arguments):
+            super().edit(*arguments)
+
+    with pytest.raises(ZsuError, match=r"'mask' returned no Edit. let edit return Edit\(cut, budget\)"):
+        forget(original, x, TROUSER, Forgetful())
+
+
+def test_the_random_control_says_nothing_of_samples_that_it_did_not_count(original, x):
+    (budget,) = forget(original, x, TROUSER, Random()).patch.metadata["budget"]
+    assert list(budget) == ["percent"]
+
+
 @pytest.mark.parametrize("wrong", [Ssd, None, 3, ("paths",)])
 def test_what_is_no_method_is_refused(original, x, wrong):
-    with pytest.raises(ZsuError, match="unknown method .* use one of paths, .*, or a Method"):
+    with pytest.raises(ZsuError, match="unknown method .* use one of paths, .*, or a method such as"):
         forget(original, x, TROUSER, wrong)
 
 
 def test_options_are_checked_when_the_method_is_made():
     for make, match in (
-        (lambda: Paths(k=0), "k is 0"),
+        (lambda: CutPaths(k=0), "k is 0"),
         (lambda: LraNpp(perturbed=3), "perturbed without k"),
-        (lambda: Paths(perturbation="salt"), "perturbation 'salt'"),
-        (lambda: Paths(scale=-1.0), "scale is -1"),
+        (lambda: CutPaths(perturbation="salt"), "perturbation 'salt'"),
+        (lambda: CutPaths(scale=-1.0), "scale is -1"),
     ):
         with pytest.raises(ZsuError, match=match):
             make()
@@ -113,7 +127,7 @@ def test_numbers_of_numpy_and_tuples_survive_a_file(original, x, tmp_path):
 def test_a_budget_of_a_thousand_classes_is_said_in_a_few_words():
     patch = Patch({}, {"budget": [{"edges": 3, "receiving": [*range(990)]}, {"edges": 4, "receiving": [7]}]})
     assert patch.budget == "edges 3, receiving [0, 1, 2, 3, 4, ... 990 in all]; edges 4, receiving [7]"
-    assert Patch({}).budget == ""
+    assert Patch({}).budget == Patch({}, {"budget": [{}, {}]}).budget == ""
     assert in_short({"a": None, "b": 0.5}) == "a None, b 0.5"
 
 

@@ -75,7 +75,7 @@ def test_paths_cut_the_fewest_edges_that_reach_chance(original, each_class, samp
     every = find_specific_edges(*explain_each(original, x, [one, 1 - one], "z+")).head(budget["available"])
     # Where all of them do not reach chance, the fewest that come as far; the head and its bias do the rest.
     goal = max(0.1, largest(cut_by_hand(original, every), seen, target) + 0.01)
-    assert budget["enough"] == (goal == 0.1)
+    assert budget["edges_enough"] == (goal == 0.1)
     assert largest(cut_by_hand(original, edges), seen, target) <= goal
     assert largest(cut_by_hand(original, edges[:-1]), seen, target) > goal
 

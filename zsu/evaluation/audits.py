@@ -61,7 +61,7 @@ def audit(
     target: int | str | Sequence[int | str],
     references: nn.Module | Sequence[nn.Module] = (),
     *,
-    measures: Sequence[str] = tuple(MEASURES),
+    measures: Sequence[str] | None = None,
     controls: bool = True,
     retrain_seconds: float | None = None,
     seed: int = 0,
@@ -86,7 +86,8 @@ def audit(
     references : sequence of nn.Module, or one
         Models retrained from scratch without the class, under different seeds. None: no divergence. One: no band.
     measures : sequence of str
-        Names in `MEASURES`. ``zsu.evaluation.BASIC``, accuracy and divergence, takes a tenth of the time of all.
+        Names in `MEASURES`; default all of them. ``zsu.evaluation.BASIC``, accuracy and divergence, takes a tenth of
+        the time.
     controls : bool
         Also make and audit the trivial edits "mask", "bias-shift", "random" and "zeroed", except where `forgotten` has
         a row of that name. They look at up to 36 test images of the class.
@@ -107,7 +108,7 @@ def audit(
         * ``anamnesis``: relearn divided by the references' mean.
         * ``seconds, weights_changed, memory``: of the edit; memory is the patch's, in bytes.
         * ``broken``: ag_test is less than half of the original's. Such a model has not forgotten a class but lost what
-          it knew; text and page show "broken" in place of what it scores.
+          it knew; text and page show "broken" in place of its other numbers than accuracies and those on the others.
 
         The row "retrain" is the mean over references, each measured against the others. NaN where there is nothing to
         compare with or to fit to.
@@ -115,8 +116,9 @@ def audit(
     Raises
     ------
     ZsuError
-        No sample of the class, or none of another, in a data set; unknown class or measure; a name used twice; models
-        that do not fit the data or each other; outputs that are not finite; a reference that predicts the class.
+        No sample of the class, or none of another, in a data set; unknown class or measure; a row called original or
+        retrain; models that do not fit the data or each other; outputs that are not finite; a reference that predicts
+        the class.
 
     Warns
     -----
@@ -124,7 +126,7 @@ def audit(
         The original is right on less than half of the test data: then read the numbers relative to it. Fewer than 5
         samples of the class in a split, of which no attack can learn.
     """
-    measures = [measures] if isinstance(measures, str) else list(dict.fromkeys(measures))
+    measures = list(dict.fromkeys(MEASURES if measures is None else make_list(measures)))
     case = Case(make_list(original), lists_by_name(forgotten), make_list(references), train, test,
                 class_indices(test, target), measures, seed)  # fmt: skip
     check_case(case)

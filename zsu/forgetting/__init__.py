@@ -1,12 +1,12 @@
 """Chapters 5 and 8: edits that make a model forget a class. `forget` does them, a `Patch` holds one."""
 
-from .methods import BiasShift, Edit, HeadNpp, LraNpp, Mask, Method, Paths, Perturbing, Random, Zeroed
+from .methods import BiasShift, CutPaths, Edit, HeadNpp, LraNpp, Mask, Method, Perturbing, Random, Zeroed
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
 from .perturb import Patch
 from .request import METHODS, Forgotten, forget
 from .selection import select_neurons
 
 __all__ = [
-    "METHODS", "BiasShift", "BoundaryShrink", "Edit", "FineTune", "Forgotten", "HeadNpp", "LraNpp", "Mask", "Method",
-    "NegativeGradient", "Patch", "Paths", "Perturbing", "Random", "Ssd", "Svd", "Zeroed", "forget", "select_neurons",
+    "METHODS", "BiasShift", "BoundaryShrink", "CutPaths", "Edit", "FineTune", "Forgotten", "HeadNpp", "LraNpp", "Mask",
+    "Method", "NegativeGradient", "Patch", "Perturbing", "Random", "Ssd", "Svd", "Zeroed", "forget", "select_neurons",
 ]  # fmt: skip

@@ -115,13 +115,16 @@ class Perturbing(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paths(Perturbing):
+class CutPaths(Perturbing):
     """Cut class-specific edges, move the head so that the evidence goes where it is wanted, lower the class's bias.
 
     Cut are edges of the most probable paths, those that serve this class more than all others together, in the order of
     their most probable path, as few as bring the class to chance on every sample, with and without small input noise,
     or, where all do not, as come as far. Where the evidence goes: `zsu.forgetting.rerouting`. The bias falls by what is
     missing to a probability of 0.001.
+
+    The budget: edges (that were cut), available, edges_enough (whether they alone bring the class to chance), and where
+    the head is a Linear: receiving (classes whose rows moved, largest share first), lowered (biases).
 
     Parameters
     ----------
@@ -190,7 +193,7 @@ class Paths(Perturbing):
             middle = (low + high) // 2
             low, high = (low, middle) if left(middle) <= goal else (middle, high)
         patch(high).apply(model)
-        budget = {"edges": high, "available": len(edges), "enough": goal == chance}
+        budget = {"edges": high, "available": len(edges), "edges_enough": goal == chance}
         return Edit(edges.loc[: high - 1, ["layer", "channel", "source"]], budget)
 
 
@@ -239,7 +242,7 @@ def lower_bias(model: nn.Module, x: Tensor, target: int, name: str) -> pd.DataFr
 
 
 class Choice(NamedTuple):
-    """Neurons by layer, how many samples are still taken for the class without them, and the budget."""
+    """Neurons by layer; how many samples are taken for the class without them, where that was asked; the budget."""
 
     neurons: dict[str, Tensor]
     left: int
@@ -257,7 +260,7 @@ class LraNpp(Perturbing):
         Neurons per sample and layer. Default: the smallest share of each layer, in steps of 2 %, for which the edited
         model takes no sample for the class; where none does it, the one that leaves the fewest.
     perturbed : int, optional
-        How many of the most frequent neurons are perturbed, in each layer (default k).
+        How many of the most frequent neurons are perturbed, in each layer (default k); only with k.
     layers : sequence of str, optional
         Only in these layers, by `explain`'s names.
     """
@@ -291,7 +294,8 @@ class LraNpp(Perturbing):
 
         if self.k is not None:
             for node in nodes:
-                check_k(node, max(self.k, self.perturbed or 0))
+                check_k(node, self.k)
+                check_k(node, self.perturbed or 0, "perturbed")
             return Choice(most_frequent({n.name: self.k for n in nodes}), 0, {"k": int(self.k)})
         best = Choice({}, len(x) + 1, {})
         for percent in range(2, 101, 2):
@@ -318,7 +322,7 @@ class Random(LraNpp):
         for name, most_relevant in choice.neurons.items():
             order = torch.randperm(relevance.nodes[name].shape[1], generator=generator)
             choice.neurons[name] = order[: len(most_relevant)]
-        return choice._replace(left=0)
+        return Choice(choice.neurons, 0, {name: n for name, n in choice.budget.items() if name != "left"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,9 +333,9 @@ class HeadNpp(Perturbing):
     Parameters
     ----------
     k : int, optional
-        Neurons per sample (default a tenth).
+        Neurons per sample (default a tenth of the layer's).
     perturbed : int, optional
-        How many of the most frequent neurons are perturbed (default 2 k).
+        How many of the most frequent neurons are perturbed (default 2 k); only with k.
     """
 
     name = "head-npp"
@@ -349,7 +353,8 @@ class HeadNpp(Perturbing):
         (source,) = head.sources[0]
         below = relevance.layers[source.layer]
         k = self.k or a_tenth(below)
-        check_k(below, max(k, self.perturbed or 0))
+        check_k(below, k)
+        check_k(below, self.perturbed or 0, "perturbed")
         neurons = highest(count_in_top(below, k), self.perturbed or 2 * k)
         rows, columns = model.get_parameter(head.weight).shape
         column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)

@@ -309,6 +309,6 @@ def in_short(value: object, most: int = 5) -> str:
     if not isinstance(value, list):
         return str(value)
     if value and isinstance(value[0], dict):
-        return "; ".join(map(in_short, value))
+        return "; ".join(filter(None, map(in_short, value)))
     shown = ", ".join(map(in_short, value[:most]))
     return f"[{shown}]" if len(value) <= most else f"[{shown}, ... {len(value)} in all]"

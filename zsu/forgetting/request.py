@@ -19,7 +19,7 @@ from ..data import batches, classes, counts, histogram, samples, targets
 from ..errors import ZsuError, is_integer, warn
 from ..inside import logits_of, place
 from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
-from .methods import BiasShift, HeadNpp, LraNpp, Mask, Method, Paths, Random, Zeroed, no_rows
+from .methods import BiasShift, CutPaths, Edit, HeadNpp, LraNpp, Mask, Method, Random, Zeroed, no_rows
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
 from .perturb import Patch, model_hash
 
@@ -29,10 +29,10 @@ FEW = 5  # fewer samples than these are warned about
 METHODS = {
     method.name: method
     for method in (
-        Paths(), LraNpp(), HeadNpp(), Mask(), BiasShift(), Random(), Zeroed(),
+        CutPaths(), LraNpp(), HeadNpp(), Mask(), BiasShift(), Random(), Zeroed(),
         FineTune(), NegativeGradient(), Ssd(), Svd(), BoundaryShrink(),
     )
-} | {"paths+retained": Paths(retained=True)}  # fmt: skip
+} | {"paths+retained": CutPaths(retained=True)}  # fmt: skip
 
 
 class Forgotten(NamedTuple):
@@ -84,7 +84,7 @@ def forget(
         ``forget(model, x, target, "ssd", alpha=5, retained=kept)`` and
         ``forget(model, x, target, Ssd(alpha=5), retained=kept)`` are the same. By the data that they need:
 
-        * T1, a few samples of the class: ``"paths"``, `zsu.forgetting.Paths` (T3 with `retained`); ``"lra-npp"``,
+        * T1, a few samples of the class: ``"paths"``, `zsu.forgetting.CutPaths` (T3 with `retained`); ``"lra-npp"``,
           `LraNpp`; ``"head-npp"``, `HeadNpp`;
         * controls: ``"mask"`` and ``"bias-shift"`` (T0: the class's logit, or its bias alone, becomes a constant far
           below all others), ``"random"`` (as many random neurons as ``"lra-npp"`` takes), ``"zeroed"`` (T0: all weights
@@ -117,8 +117,8 @@ def forget(
     -----
     UserWarning
         The model does not recognise half of the samples; fewer than 5 samples; the edit changes no weight; or
-        ``"paths"`` or ``"lra-npp"`` did not reach their goal: then the best that was reached is returned, and
-        ``patch.metadata["budget"]`` says so.
+        ``"lra-npp"`` without k, or ``"paths"`` where the last layer cannot be moved, did not reach its goal: then the
+        best that was reached is returned, and ``patch.metadata["budget"]`` says so.
     """
     several = pair_samples(x, target)
     if perturbation != "zero":
@@ -131,6 +131,8 @@ def forget(
         check_fits(model, retained)
     edited = copy.deepcopy(model).requires_grad_(True)  # methods that train change frozen parameters too
     edits = [method.edit(edited, s, c, retained, seed) for s, c in several]
+    if not all(isinstance(e, Edit) for e in edits):
+        raise ZsuError(f"{method.name!r} returned no Edit", where="forget", remedy="let edit return Edit(cut, budget)")
     for p, original in zip(edited.parameters(), model.parameters(), strict=True):
         p.requires_grad_(original.requires_grad)
     patch = Patch.between(model, edited)
@@ -161,7 +163,7 @@ def forget(
 def as_method(method: str | Method, options: Mapping[str, object], retained: bool) -> Method:
     """The method of that name, or the method itself, with its options; `ZsuError` for what does not go together."""
     if not isinstance(method, Method) and method not in METHODS:
-        remedy = f"use one of {', '.join(METHODS)}, or a Method"
+        remedy = f"use one of {', '.join(METHODS)}, or a method such as Ssd()"
         raise ZsuError(f"unknown method {method!r}", where="forget", remedy=remedy)
     method = method if isinstance(method, Method) else METHODS[method]
     known = [f.name for f in dataclasses.fields(method) if f.init and f.name != "retained"]
@@ -170,7 +172,7 @@ def as_method(method: str | Method, options: Mapping[str, object], retained: boo
         if name not in known:
             remedy = f"it takes {', '.join(known)}" if known else "it has no options"
             raise ZsuError(f"{method.name!r} takes no {name}", where="forget", remedy=remedy)
-    if retained and isinstance(method, Paths):
+    if retained and isinstance(method, CutPaths):
         given["retained"] = True
     return dataclasses.replace(method, **given)
 

@@ -117,11 +117,11 @@ def refuse_transposed(node: Share) -> None:
         raise ZsuError("a transposed convolution", where=node.name, remedy=remedy)
 
 
-def check_k(node: Share, k: int) -> None:
+def check_k(node: Share, k: int, name: str = "k") -> None:
     """Refuse more neurons than the layer has."""
     neurons = node.relevance.shape[1]
     if k > neurons:
-        raise ZsuError(f"k is {k}, the layer has {neurons} neurons", where=node.name, remedy="use a smaller k")
+        raise ZsuError(f"{name} is {k}, the layer has {neurons} neurons", where=node.name, remedy="use less")
 
 
 def a_tenth(node: Share) -> int:

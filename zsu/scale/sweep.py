@@ -22,7 +22,7 @@ from ..errors import ZsuError, is_integer
 from ..evaluation import MEASURES, audit
 from ..evaluation.measures import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
-from ..forgetting import METHODS, Forgotten, Paths, forget
+from ..forgetting import METHODS, CutPaths, Forgotten, forget
 
 RETAINED = 20  # images of each other class, for methods of tier T3
 ELSEWHERE = "done by another process"
@@ -90,7 +90,7 @@ def run(
     seeds : sequence of int
         Of the originals, the samples, the noise and the training.
     methods : sequence of str
-        Of `zsu.forgetting.METHODS`, and ``"paths+retained"``: paths with 20 images of each other class.
+        Of `zsu.forgetting.METHODS`; ``"paths+retained"`` is paths with 20 images of each other class.
     measures : sequence of str
         Of `zsu.evaluation.MEASURES`. With "u-lira" or "klom" every task makes each edit of every seed's original.
     controls : bool
@@ -359,7 +359,7 @@ def seen_by(
 ) -> tuple[torch.Tensor, Dataset | None]:
     """What `forget` gets of the data, by the tier of the method: images of the class, and retained data."""
     tier = METHODS[method].tier
-    if tier in ("T0", "T1") or isinstance(METHODS[method], Paths):
+    if tier in ("T0", "T1") or isinstance(METHODS[method], CutPaths):
         x = data.samples(splits.test, target, samples, seed)
     else:
         members = (data.targets(splits.train) == target).nonzero()[:, 0]  # (M, 1) -> (M,)
