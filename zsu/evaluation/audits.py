@@ -126,14 +126,14 @@ def audit(
         The original is right on less than half of the test data: then read the numbers relative to it. Fewer than 5
         samples of the class in a split, of which no attack can learn.
     """
-    measures = list(dict.fromkeys(MEASURES if measures is None else make_list(measures)))
+    asked = MEASURES if measures is None else [measures] if isinstance(measures, str) else measures
     case = Case(make_list(original), lists_by_name(forgotten), make_list(references), train, test,
-                class_indices(test, target), measures, seed)  # fmt: skip
+                class_indices(test, target), list(dict.fromkeys(asked)), seed)  # fmt: skip
     check_case(case)
     x, y = images_at_hand(case)
     made, notes = make_controls(case, x, y) if controls else ({}, [])
     case = case._replace(results=case.results | made)
-    steps = (2 + len(measures)) * (1 + len(case.results) + len(case.references))
+    steps = (2 + len(case.measures)) * (1 + len(case.results) + len(case.references))
     with tqdm(total=steps, desc="audit", unit="step", disable=not progress) as bar:
         started = time.perf_counter()
         seen, data_sha256 = observe_all(case, x[:2], bar)
