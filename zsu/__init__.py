@@ -21,7 +21,7 @@ __all__ = [
 # The parts in the order of the chapters, the names that each gives, and its modules that have a short name here.
 PARTS = {
     "data": "", "models": "", "training": "",
-    "relevance": "Composite Relevance compare explain explain_each explain_paths rules composites",
+    "relevance": "Composite Relevance compare explain explain_each explain_paths rules composites comparison",
     "paths": "Paths find_paths graph",
     "forgetting": "Forgotten Patch forget select_neurons perturb selection rerouting peers",
     "plots": "", "evaluation": "audit", "scale": "sweep scoreboard reproduce", "widgets": "", "doctor": "",

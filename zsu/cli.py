@@ -104,6 +104,8 @@ def forget(
         x = [x.to(next(network.parameters())) for x, _ in seen]
         return zsu.forget(network, x, targets, method, retained=seen[0][1], seed=seed, **options)
 
+    if perturbation == "zero" and (scale != 1 or absolute):
+        raise ZsuError("no noise is added", where="--scale", remedy="name --perturbation gaussian or laplace")
     options: dict[str, Any] = {"k": k, "perturbed": perturbed, "layers": layer}
     options |= {} if perturbation == "zero" else {"perturbation": perturbation, "scale": scale, "absolute": absolute}
     chosen = run(method, **options)
@@ -144,6 +146,8 @@ def audit(
     network, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
     loaded = zsu.Patch.load(patch)
     about, name = loaded.metadata, ", ".join(names)
+    if isinstance(about.get("target"), str):
+        raise ZsuError("an older zsu wrote this patch", where=str(patch), remedy="make it anew with zsu forget")
     if about.get("class", name) != name or about.get("target", targets) != targets:
         what = f"the patch forgets {about.get('class', about.get('target'))!r}, not {name!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")

@@ -28,7 +28,7 @@ class ZsuError(ValueError):
 def warn(message: str) -> None:
     """A UserWarning that points at the line outside the package that led here."""
     level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("zsu", "torch", "contextlib"):
+    while frame.f_back and str(frame.f_globals.get("__name__")).partition(".")[0] in ("zsu", "torch", "contextlib"):
         level, frame = level + 1, frame.f_back  # torch and contextlib: what @torch.no_grad() puts in between
     warnings.warn(message, stacklevel=level)
 

@@ -28,9 +28,9 @@ def logits_of(model: nn.Module, x: Tensor, where: str) -> Tensor:
     except RuntimeError as error:
         remedy = "pass images in the shape that the model was built for"
         raise ZsuError(f"the model refuses images {tuple(x.shape)}: {error}", where=where, remedy=remedy) from error
-    if logits.dim() != 2:
-        remedy = "pass a model whose output is (N, classes)"
-        raise ZsuError(f"the outputs have shape {tuple(logits.shape)}", where=where, remedy=remedy)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        found = f"have shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"are a {type(logits).__name__}"
+        raise ZsuError(f"the outputs {found}", where=where, remedy="pass a model whose output is (N, classes)")
     return logits
 
 
@@ -55,7 +55,8 @@ def logit_layer(model: nn.Module, x: Tensor) -> str | None:
     outputs = {}
     linears = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Linear)]
     hooks = [
-        m.register_forward_hook(lambda _, args, out, name=name: outputs.update({name: out})) for name, m in linears
+        m.register_forward_hook(lambda _, args, out, name=name: outputs.update({name: out.clone()}))
+        for name, m in linears
     ]
     try:
         logits = model(place(x, model))

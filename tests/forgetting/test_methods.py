@@ -1,16 +1,19 @@
 """Methods as data: options with defaults, by name or as an object, and one of your own."""
 
+import copy
 from dataclasses import FrozenInstanceError, dataclass, fields
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from helpers import TROUSER, bits
 from zsu import Patch, ZsuError, forget
 from zsu.forgetting import METHODS, BoundaryShrink, CutPaths, Edit, LraNpp, Mask, Method, Random, Ssd
 from zsu.forgetting.methods import no_rows
 from zsu.forgetting.perturb import in_short
+from zsu.inside import logit_layer
 
 
 def test_the_methods_and_their_tiers():
@@ -98,7 +101,7 @@ def test_the_random_control_says_nothing_of_samples_that_it_did_not_count(origin
     assert list(budget) == ["percent"]
 
 
-@pytest.mark.parametrize("wrong", [Ssd, None, 3, ("paths",)])
+@pytest.mark.parametrize("wrong", [Ssd, None, 3, ("paths",), ["paths"]])
 def test_what_is_no_method_is_refused(original, x, wrong):
     with pytest.raises(ZsuError, match="unknown method .* use one of paths, .*, or a method such as"):
         forget(original, x, TROUSER, wrong)
@@ -115,8 +118,59 @@ def test_options_are_checked_when_the_method_is_made():
             make()
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "wrong"),
+    [
+        ("ssd", "alpha", "5"), ("ssd", "alpha", float("nan")), ("svd", "alphas_r", ()), ("svd", "alphas_f", (3, -1)),
+        ("fine-tune", "epochs", 1.5), ("fine-tune", "lr", "x"), ("boundary-shrink", "batch_size", 0),
+        ("negative-gradient", "epochs", 0), ("negative-gradient", "lr", float("inf")),
+    ],
+)  # fmt: skip
+def test_options_of_the_peers_are_numbers(original, x, without, name, option, wrong):
+    with pytest.raises(ZsuError, match=f"{name}: {option} is "):
+        forget(original, x, TROUSER, name, **{option: wrong})
+
+
+def test_a_model_that_changes_its_input_leaves_the_callers_samples_alone(original, x):
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(original)
+
+        def forward(self, x):
+            return self.net(x.mul_(2).div_(2))
+
+    before = x.clone()
+    for name in ("mask", "lra-npp", "head-npp"):
+        assert bits(forget(Doubling().eval(), x, TROUSER, name, **({"k": 2} if "npp" in name else {})).model.net)
+        assert torch.equal(x, before)
+
+
+def test_a_head_whose_output_is_changed_in_place_is_none(original, x):
+    class Cooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = copy.deepcopy(original)
+
+        def forward(self, x):
+            return self.net(x).div_(4)
+
+    assert logit_layer(original, x) == "head"
+    assert logit_layer(Cooled().eval(), x) is None
+
+
+def test_a_model_that_returns_no_tensor_is_refused(original, x):
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return {"logits": original(x)}
+
+    with pytest.raises(ZsuError, match="the model's output is dict"):
+        forget(Wrapped().eval(), x, TROUSER, "mask")
+
+
 def test_numbers_of_numpy_and_tuples_survive_a_file(original, x, tmp_path):
-    patch = forget(original, x, TROUSER, "lra-npp", k=np.int64(2), layers=("fc",), scale=np.float32(1)).patch
+    options = {"k": np.int64(2), "layers": {"fc"}, "scale": np.float32(1), "seed": np.int64(0)}
+    patch = forget(original, x, TROUSER, "lra-npp", **options).patch
     assert patch.metadata["options"] == {
         "perturbation": "zero", "scale": 1.0, "absolute": False, "k": 2, "perturbed": None, "layers": ["fc"]
     }  # fmt: skip

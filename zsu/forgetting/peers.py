@@ -7,7 +7,8 @@ images of the class in `x`, goes by their tier.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from .. import data
-from ..errors import ZsuError
+from ..errors import ZsuError, check_count
 from ..inside import watch_inputs
 from ..relevance.sums import at_least_float32
 from .methods import Edit, Method, no_rows
@@ -27,7 +28,22 @@ BATCH_SIZE = 80
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(Method):
+class Peer(Method):
+    """A method of another paper, whose options are numbers."""
+
+    def __post_init__(self):
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if option.type is int:
+                check_count(option.name, value, self.name)
+            several = value if isinstance(value, (tuple, list)) else [value]
+            if not several or not all(isinstance(v, Real) and 0 <= v < math.inf for v in several):
+                remedy = "use finite numbers of at least 0"
+                raise ZsuError(f"{option.name} is {value!r}", where=self.name, remedy=remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(Peer):
     """Go on training without the class and hope that it fades.
 
     Minimises CE(retained), the mean cross-entropy, with Adam; `x` is not used. Nothing but a great learning rate
@@ -51,7 +67,7 @@ class FineTune(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NegativeGradient(Method):
+class NegativeGradient(Peer):
     """Descend on the retained images and at the same time ascend on those of the class ("NegGrad+").
 
     Minimises CE(retained) - alpha mean_i min(CE(x_i, target), 2 log(classes)) with Adam; each step takes a batch of
@@ -89,7 +105,7 @@ class NegativeGradient(Method):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundaryShrink(Method):
+class BoundaryShrink(Peer):
     """Give each image of the class to the class beside it (see `nearest_classes`), and train on that.
 
     Minimises CE(x, nearest class) with Adam; `retained` is not used.
@@ -139,7 +155,7 @@ def nearest_classes(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ssd(Method):
+class Ssd(Peer):
     """Selective synaptic dampening: shrink the parameters that matter more to the class than to the rest.
 
     With F_f and F_d the diagonals of the Fisher information on `x` and on `retained`, see `fisher_information`:
@@ -193,7 +209,7 @@ def fisher_information(model: nn.Module, pairs: Iterable[tuple[Tensor, int]]) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Svd(Method):
+class Svd(Peer):
     """Project out of each Linear and Conv2d the directions of its input that only the class uses.
 
     For a layer's inputs (for a convolution its patches), with right singular vectors V and singular values s:

@@ -157,10 +157,10 @@ class Patch:
         """Read a patch that `save` wrote."""
         try:
             with safe_open(path, "pt") as file:
-                metadata = json.loads((file.metadata() or {})["zsu_patch"])
+                metadata = dict(json.loads((file.metadata() or {})["zsu_patch"]))
                 names = dict.fromkeys(key.rpartition(":")[0] for key in file.keys())
                 changes = {n: Change(*(file.get_tensor(f"{n}:{key}") for key in Change._fields)) for n in names}
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ZsuError(
                 f"not a patch: {error}", where=str(path), remedy="pass a file that Patch.save wrote"
             ) from error
@@ -242,7 +242,7 @@ def perturb(
     """
     check_noise(perturbation, scale)
     held = parameters(model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     changes = {}
     for name, index in selection.items():
         if name not in held:
@@ -263,7 +263,9 @@ def perturb(
         for alias, p in held.items():  # a tied weight under each of its names
             if p is held[name]:
                 changes[alias] = Change(index, old, new)
-    return Patch(changes, {"perturbation": perturbation, "scale": scale, "absolute": absolute, "seed": seed})
+    return Patch(
+        changes, {"perturbation": perturbation, "scale": float(scale), "absolute": bool(absolute), "seed": int(seed)}
+    )
 
 
 def check_noise(perturbation: str, scale: float) -> None:

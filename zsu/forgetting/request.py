@@ -122,7 +122,7 @@ def forget(
     """
     several = pair_samples(x, target)
     if perturbation != "zero":
-        options["perturbation"] = perturbation
+        options = {"perturbation": perturbation} | options
     method = as_method(method, options, retained is not None)
     check_retained(method, retained, [c for _, c in several])
     started = time.perf_counter()
@@ -130,7 +130,7 @@ def forget(
     if retained is not None:
         check_fits(model, retained)
     edited = copy.deepcopy(model).requires_grad_(True)  # methods that train change frozen parameters too
-    edits = [method.edit(edited, s, c, retained, seed) for s, c in several]
+    edits = [method.edit(edited, s, c, retained, int(seed)) for s, c in several]
     if not all(isinstance(e, Edit) for e in edits):
         raise ZsuError(f"{method.name!r} returned no Edit", where="forget", remedy="let edit return Edit(cut, budget)")
     for p, original in zip(edited.parameters(), model.parameters(), strict=True):
@@ -138,11 +138,11 @@ def forget(
     patch = Patch.between(model, edited)
     if patch.weights_changed == 0:
         warn("the edit has no effect: no weight changes")
-    patch.metadata = {
+    patch.metadata = as_json({
         "target": [c for _, c in several],
         "method": method.name,
         "tier": method.tier,
-        "options": as_json(dataclasses.asdict(method)),
+        "options": {f.name: getattr(method, f.name) for f in dataclasses.fields(method)},
         "retained": 0 if retained is None else len(retained),
         "budget": [e.budget for e in edits],
         "samples": [len(s) for s, _ in several],
@@ -153,7 +153,7 @@ def forget(
         "parent": model_hash(model),
         "zsu": version("zsu"),
         "torch": torch.__version__,
-    }
+    })  # fmt: skip
     return Forgotten(edited, patch, pd.concat([no_rows(), *(e.cut for e in edits)], ignore_index=True))
 
 
@@ -162,7 +162,7 @@ def forget(
 
 def as_method(method: str | Method, options: Mapping[str, object], retained: bool) -> Method:
     """The method of that name, or the method itself, with its options; `ZsuError` for what does not go together."""
-    if not isinstance(method, Method) and method not in METHODS:
+    if not isinstance(method, Method) and not (isinstance(method, str) and method in METHODS):
         remedy = f"use one of {', '.join(METHODS)}, or a method such as Ssd()"
         raise ZsuError(f"unknown method {method!r}", where="forget", remedy=remedy)
     method = method if isinstance(method, Method) else METHODS[method]
@@ -234,9 +234,10 @@ def answers(model: nn.Module, x: Tensor) -> Tensor:
     """Logits, in batches of 100."""
     check_model(model)
     check_input(model, x)
-    logits = torch.cat([forward(model, part) for part in x.split(100)])
-    check_logits(model, logits)
-    return logits
+    parts = [forward(model, part.clone()) for part in x.split(100)]  # a model may change its input in place
+    for logits in parts:
+        check_logits(model, logits)
+    return torch.cat(parts)
 
 
 def count_unrecognised(logits: Tensor, target: int) -> int:
@@ -280,6 +281,6 @@ def count_seen(patch: Patch, model: nn.Module, test: Dataset) -> int:
     return 0
 
 
-def as_json(options: dict) -> dict:
-    """As JSON holds it: tuples become lists, NumPy's numbers Python's."""
-    return json.loads(json.dumps(options, default=lambda value: value.item()))
+def as_json(about: dict) -> dict:
+    """As JSON holds it: tuples and sets become lists, NumPy's numbers and arrays Python's."""
+    return json.loads(json.dumps(about, default=lambda v: v.tolist() if hasattr(v, "tolist") else list(v)))
