@@ -148,7 +148,7 @@ class CutPaths(Perturbing):
         wanted = wanted_outputs(model, x, target, explain(model, x, target, edges=False), retained)
         seen = torch.cat([x, add_noise(x, seed)])
         cut, budget = self.cut_edges(model, x, seen, target, seed)
-        head = logit_layer(model, x.clone())
+        head = logit_layer(model, x)
         if head is None:
             p, chance = highest_probability(model, seen, target), 1 / wanted.shape[1]
             if p > chance:
@@ -167,7 +167,7 @@ class CutPaths(Perturbing):
         Flows are those of the z+ rule from a relevance of 1 at each logit, so that every class counts alike, whatever
         the size and sign of its logit.
         """
-        one = torch.zeros_like(outputs_of(model, x))
+        one = torch.zeros_like(model(x))
         one[:, target] = 1
         own, others = explain_each(model, x, [one, 1 - one], "z+")
         edges = find_specific_edges(own, others)
@@ -202,15 +202,10 @@ def add_noise(x: Tensor, seed: int) -> Tensor:
     return x + NOISE * x.float().std(correction=0).to(x) * noise
 
 
-def outputs_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The model's outputs; x stays what it is, whatever the model does to its input."""
-    return model(x.clone())
-
-
 @torch.no_grad()
 def highest_probability(model: nn.Module, x: Tensor, target: int) -> float:
     """Of the class, on the samples."""
-    return float(outputs_of(model, x).float().softmax(1)[:, target].max())
+    return float(model(x).float().softmax(1)[:, target].max())
 
 
 def try_out(model: nn.Module, patch: Patch, measure: Callable[[], float]) -> float:
@@ -233,7 +228,7 @@ def lower_bias(model: nn.Module, x: Tensor, target: int, name: str) -> pd.DataFr
         p = highest_probability(model, x, target)
         warn(f"the head has no bias: probability up to {p:.2f} is left")
         return no_rows()
-    logits = outputs_of(model, x).double()
+    logits = model(x).double()
     others = logits.clone()
     others[:, target] = -torch.inf
     allowed = others.logsumexp(1) + math.log(GONE / (1 - GONE))  # the logit with probability GONE
@@ -293,7 +288,7 @@ class LraNpp(Perturbing):
 
         def count_left(neurons: dict[str, Tensor]) -> int:
             patch = self.patch(model, incoming_weights(model, relevance, neurons), seed)
-            return int(try_out(model, patch, lambda: int((outputs_of(model, x).argmax(1) == target).sum())))
+            return int(try_out(model, patch, lambda: int((model(x).argmax(1) == target).sum())))
 
         if self.k is not None:
             for node in nodes:
@@ -347,7 +342,7 @@ class HeadNpp(Perturbing):
 
     def edit(self, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> Edit:
         """Perturb the columns."""
-        relevance = explain(model, x, outputs_of(model, x).argmax(1), "epsilon")  # of the predicted class
+        relevance = explain(model, x, model(x).argmax(1), "epsilon")  # of the predicted class
         head = relevance.layers[-1]
         if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
             raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
@@ -377,7 +372,7 @@ class BiasShift(Method):
     @torch.no_grad()
     def edit(self, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> Edit:
         """Checked on x: the class is gone, and the other logits are what they were."""
-        before = outputs_of(model, x)
+        before = model(x)
         head = explain(model, x[:1], target, edges=False).layers[-1]
         held = dict(model.named_parameters())
         bias = module_of(head.weight) + ".bias" if head.weight else None
@@ -388,7 +383,7 @@ class BiasShift(Method):
             if self.row:
                 held[head.weight][target] = 0
             held[bias][target] = MASKED_LOGIT
-        after = outputs_of(model, x)
+        after = model(x)
         same = torch.allclose(after[:, others], before[:, others], rtol=1e-3, atol=1e-3)
         if not same or after.float().softmax(1)[:, target].max() > 1e-6:
             what = "the outputs of the last layer are not the logits in their order"

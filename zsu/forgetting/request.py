@@ -130,7 +130,9 @@ def forget(
     if retained is not None:
         check_fits(model, retained)
     edited = copy.deepcopy(model).requires_grad_(True)  # methods that train change frozen parameters too
+    guard = edited.register_forward_pre_hook(lambda _, args: (args[0].clone(),))  # it may change its input in place
     edits = [method.edit(edited, s, c, retained, int(seed)) for s, c in several]
+    guard.remove()
     if not all(isinstance(e, Edit) for e in edits):
         raise ZsuError(f"{method.name!r} returned no Edit", where="forget", remedy="let edit return Edit(cut, budget)")
     for p, original in zip(edited.parameters(), model.parameters(), strict=True):
