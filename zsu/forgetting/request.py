@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..data import batches, classes, counts, histogram, samples, targets
+from ..data import classes, counts, histogram, samples, targets
 from ..errors import ZsuError, is_integer, warn
-from ..inside import logits_of, place
+from ..inside import place
+from ..models import count_outputs
 from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
 from .methods import BiasShift, CutPaths, Edit, HeadNpp, LraNpp, Mask, Method, Random, Zeroed, no_rows
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
@@ -196,14 +197,12 @@ def check_retained(method: Method, retained: Dataset | None, forgotten: list[int
         raise ZsuError(what, where="forget", remedy=remedy)
 
 
-@torch.no_grad()
 def check_fits(model: nn.Module, retained: Dataset) -> None:
     """Refuse retained data that the model does not fit, by one image of it."""
     remedy = "pass images as the model was trained on"
     if len(retained) == 0:
         raise ZsuError("the retained data is empty", where="forget", remedy=remedy)
-    x, _ = next(batches(retained, 1))
-    outputs = logits_of(model, x, "forget, retained data").shape[1]
+    outputs = count_outputs(model, retained, "forget, retained data")
     if int(targets(retained).max()) >= outputs:
         what = f"the retained data has label {int(targets(retained).max())}, the model {outputs} classes"
         raise ZsuError(what, where="forget", remedy=remedy)
