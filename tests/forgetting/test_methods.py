@@ -98,7 +98,7 @@ def test_a_method_that_returns_nothing_is_refused(original, x):
 
 def test_the_random_control_says_nothing_of_samples_that_it_did_not_count(original, x):
     (budget,) = forget(original, x, TROUSER, Random()).patch.metadata["budget"]
-    assert list(budget) == ["percent"]
+    assert list(budget) == ["neurons"]
 
 
 @pytest.mark.parametrize("wrong", [Ssd, None, 3, ("paths",), ["paths"]])

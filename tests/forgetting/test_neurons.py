@@ -1,5 +1,7 @@
 """lra-npp, head-npp and the controls: budgets, options, what they cut."""
 
+import copy
+
 import pandas as pd
 import pytest
 import torch
@@ -11,10 +13,7 @@ import zsu.evaluation
 import zsu.models
 from helpers import TROUSER, bits, largest
 from zsu import explain, forget
-from zsu.forgetting.selection import (
-    count_in_top,
-    highest,
-)
+from zsu.forgetting.selection import a_tenth, count_in_top, highest
 
 pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
 
@@ -22,24 +21,49 @@ pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
 # --- neurons: budgets and options -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", [1, 5])
-def test_lra_npp_takes_the_least_share_that_leaves_no_sample(original, samples, target):
-    """In steps of 2 %; here in one layer, so that k can say every smaller share by itself."""
+def left_without(model, x, target, neurons):
+    """How many samples a model takes for the class when the incoming weights of these neurons are 0."""
+    edited = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer, channels in neurons.items():
+            edited.get_parameter(f"{layer}.weight")[channels] = 0
+        return int((edited(x).argmax(1) == target).sum())
+
+
+def by_layer(cut):
+    return {layer: rows["channel"].tolist() for layer, rows in cut.groupby("layer", sort=False)}
+
+
+@pytest.mark.parametrize("target", range(10))
+def test_lra_npp_takes_the_fewest_neurons_from_the_last_layer_backwards(original, samples, target):
     x = samples(target)
+    result = forget(original, x, target, "lra-npp")
+    assert result.patch.metadata["budget"] == [{"neurons": len(result.cut), "left": 0}]
+    assert left_without(original, x, target, by_layer(result.cut)) == 0
+    assert left_without(original, x, target, by_layer(result.cut[:-1])) > 0
+    hidden = [n for n in explain(original, x, target, edges=False).layers[::-1] if n.weight][1:]
+    frequent = {n.name: highest(count_in_top(n, a_tenth(n)), n.relevance.shape[1]).tolist() for n in hidden}
+    order = [(layer, j) for layer, neurons in frequent.items() for j in neurons]  # fc, conv3, conv2, conv1
+    assert list(zip(result.cut["layer"], result.cut["channel"], strict=True)) == order[: len(result.cut)]
 
-    def left(result):
-        with torch.no_grad():
-            return int((result.model(x).argmax(1) == target).sum())
 
-    result = forget(original, x, target, "lra-npp", layers=["conv3"])
-    share = result.patch.metadata["budget"][0]["percent"]
-    assert result.patch.metadata["budget"] == [{"percent": share, "left": 0}]
-    assert left(result) == 0
-    assert len(result.cut) <= max(1, round(share * 64 / 100))
-    smaller = [max(1, round(p * 64 / 100)) for p in range(2, share, 2)]
-    for k in smaller:
-        assert left(forget(original, x, target, "lra-npp", layers=["conv3"], k=k)) > 0
-    assert smaller
+@pytest.mark.parametrize("target", [1, 5])
+def test_lra_npp_in_every_layer_takes_the_least_share_that_leaves_no_sample(original, samples, target):
+    """In steps of 2 %."""
+    x = samples(target)
+    result = forget(original, x, target, "lra-npp", layers="all")
+    (budget,) = result.patch.metadata["budget"]
+    hidden = [n for n in explain(original, x, target, edges=False).layers[:-1] if n.weight]
+
+    def share(percent):
+        sizes = {n.name: max(1, round(percent * n.relevance.shape[1] / 100)) for n in hidden}
+        return {n.name: highest(count_in_top(n, sizes[n.name]), sizes[n.name]).tolist() for n in hidden}
+
+    assert by_layer(result.cut) == share(budget["percent"])
+    assert set(by_layer(result.cut)) == {"conv1", "conv2", "conv3", "fc"}
+    assert left_without(original, x, target, share(budget["percent"])) == budget["left"] == 0
+    assert budget["percent"] > 2
+    assert all(left_without(original, x, target, share(p)) > 0 for p in range(2, budget["percent"], 2))
 
 
 @pytest.mark.parametrize("method", ["lra-npp", "random"])
@@ -64,7 +88,7 @@ def test_perturbed_says_how_many_of_the_most_frequent(original, x):
     head = forget(original, x, TROUSER, "head-npp", k=4, perturbed=5)
     assert len(head.cut) == 5
     assert len(forget(original, x, TROUSER, "head-npp", k=4).cut) == 8  # twice k
-    assert head.patch.weights_changed == 5 * 10
+    assert head.patch.weights_changed == 5 * 577  # a row of the hidden Linear, and V[f, n]
 
 
 def test_absolute_noise(original, x):
@@ -141,7 +165,7 @@ def weighted_layers(model):
 
 def test_lra_npp_cuts_whole_neurons_in_every_weighted_layer_but_the_last(network):
     model, x, target = network
-    result = forget(model, x, target, "lra-npp")
+    result = forget(model, x, target, "lra-npp", layers="all")
     layers = weighted_layers(model)
     assert set(result.cut["layer"]) == set(layers[:-1])
     assert set(changed(model, result.model)) == {f"{n}.weight" for n in layers[:-1]}
@@ -161,17 +185,39 @@ def test_random_takes_as_many_neurons_in_each_layer_as_lra_npp(network):
     assert not random.equals(forget(model, x, target, "random", seed=1).cut)
 
 
-def test_head_npp_cuts_columns_of_the_head_only(network):
+def test_head_npp_does_what_the_authors_did_for_what_feeds_the_head(network):
+    """Behind a hidden Linear its rows without their bias, and the class's row of the head there; behind a ResNet's
+    pooled convolutions all rows of the head.
+    """
     model, x, target = network
     result = forget(model, x, target, "head-npp", k=2)
-    head = weighted_layers(model)[-1]
-    changes = changed(model, result.model)
-    assert set(changes) == {f"{head}.weight"}
-    (mask,) = changes.values()
-    columns = mask.any(0)
-    assert torch.equal(mask, columns.expand_as(mask))
-    assert 2 <= int(columns.sum()) <= 4
-    assert sorted(result.cut["channel"]) == columns.nonzero()[:, 0].tolist()
+    *_, below, head = weighted_layers(model)
+    neurons = result.cut["channel"].tolist()
+    assert 2 <= len(neurons) <= 4
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        weight = by_hand.get_submodule(head).weight
+        if isinstance(model.get_submodule(below), nn.Linear):
+            by_hand.get_submodule(below).weight[neurons] = 0
+            weight[target, neurons] = 0
+            assert set(result.cut["layer"]) == {below}
+        else:
+            weight[:, neurons] = 0
+    assert bits(by_hand) == bits(result.model)
+
+
+def test_head_npp_takes_the_class_s_row_alone_behind_a_norm_of_tokens():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = torchvision.models.VisionTransformer(16, 8, 1, 2, 8, 16, num_classes=4).eval()
+        nn.init.normal_(model.heads.head.weight)
+        x = torch.rand(3, 3, 16, 16)
+    target = int(model(x)[0].argmax())
+    result = forget(model, x, target, "head-npp", k=2)
+    (change,) = result.patch.changes.values()
+    assert list(result.patch.changes) == ["heads.head.weight"]
+    assert sorted(change.index.tolist()) == sorted(target * 8 + n for n in result.cut["channel"])
+    assert (change.new == 0).all()
 
 
 def test_paths_run_on_unmodified_networks(network):

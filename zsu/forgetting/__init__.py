@@ -1,6 +1,8 @@
 """Chapters 5 and 8: edits that make a model forget a class. `forget` does them, a `Patch` holds one."""
 
-from .methods import BiasShift, CutPaths, Edit, HeadNpp, LraNpp, Mask, Method, Perturbing, Random, Zeroed
+from .cutting import CutPaths
+from .methods import BiasShift, Edit, Mask, Method, Perturbing, Zeroed
+from .neurons import HeadNpp, LraNpp, Random
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
 from .perturb import Patch
 from .request import METHODS, Forgotten, forget

@@ -24,7 +24,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integ
 
 
 class Change(NamedTuple):
-    """Values of one parameter at flat indices, before and after; all of shape (n,)."""
+    """Values of one parameter at flat indices (int32 where they fit), before and after; all of shape (n,)."""
 
     index: Tensor  # type: ignore[assignment]  # a tuple's own `index` is not missed
     old: Tensor
@@ -74,7 +74,7 @@ class Patch:
             old, new = p.detach().flatten().cpu(), edited[name].detach().flatten().cpu()
             index = (old.view(BITS[old.element_size()]) != new.view(BITS[new.element_size()])).nonzero()[:, 0]  # (n,)
             if len(index):
-                changes[name] = Change(index, old[index], new[index])
+                changes[name] = Change(small(index, p), old[index], new[index])
         return cls(changes)
 
     def apply(self, model: Weights) -> Weights:
@@ -262,10 +262,15 @@ def perturb(
             new = (old.double() + scale * deviation * noise).to(old.dtype)
         for alias, p in held.items():  # a tied weight under each of its names
             if p is held[name]:
-                changes[alias] = Change(index, old, new)
+                changes[alias] = Change(small(index, weight), old, new)
     return Patch(
         changes, {"perturbation": perturbation, "scale": float(scale), "absolute": bool(absolute), "seed": int(seed)}
     )
+
+
+def small(index: Tensor, weight: Tensor) -> Tensor:
+    """Flat indices into a weight as int32, where it has no more values than that can count."""
+    return index.int() if weight.numel() <= torch.iinfo(torch.int32).max else index
 
 
 def check_noise(perturbation: str, scale: float) -> None:

@@ -20,7 +20,9 @@ from ..errors import ZsuError, is_integer, warn
 from ..inside import place
 from ..models import count_outputs
 from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
-from .methods import BiasShift, CutPaths, Edit, HeadNpp, LraNpp, Mask, Method, Random, Zeroed, no_rows
+from .cutting import CutPaths
+from .methods import BiasShift, Edit, Mask, Method, Zeroed, no_rows
+from .neurons import HeadNpp, LraNpp, Random
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
 from .perturb import Patch, model_hash
 

@@ -18,7 +18,9 @@ from ..relevance import Relevance
 
 TEMPERATURE = 0.05  # of the cosine between features of neighbours
 NEIGHBOURS = 0.3  # their weight in the geometric mean
-RECEIVING = 0.99  # of the probability goes to the classes whose rows of the head may change
+RECEIVING = 0.99  # of the probability that moves goes to the classes whose rows of the head may change
+MOST = 0.015  # share of the weights that those rows may have,
+FEW = 10  # where they are more than so many
 RIDGE = 0.3
 SMALLER = (0.003, 0.01, 0.03, 0.1)  # ridges that retained samples may allow
 DISTURBED = 0.01  # nats by which the answers on the retained samples may change
@@ -52,7 +54,7 @@ def wanted_outputs(
         The target's is the logarithm of about 0.
     """
     with torch.no_grad():
-        wanted = without(model(x), target)
+        wanted = without(relevance.logits, target)
         if x.dim() == 4:
             wanted = (wanted + without(model(without_evidence(x, relevance.input)), target)) / 2
     if retained is not None:
@@ -119,7 +121,7 @@ def module_of(parameter: str) -> str:
 
 @torch.no_grad()
 def reroute(
-    model: nn.Module, head: str, x: Tensor, wanted: Tensor, target: int, retained: Dataset | None = None
+    model: nn.Module, head: str, entering: Tensor, wanted: Tensor, target: int, retained: Dataset | None = None
 ) -> list[int]:
     """Move the head's rows of the classes that receive the evidence, so that the samples get the wanted outputs.
 
@@ -137,7 +139,9 @@ def reroute(
         Changed in place.
     head : str
         Name of its last layer, an `nn.Linear` on inputs (N, J).
-    x, wanted, target, retained
+    entering : Tensor (N, J)
+        What enters it for the samples.
+    wanted, target, retained
         As in `wanted_outputs`.
 
     Returns
@@ -147,18 +151,16 @@ def reroute(
     """
     layer: Any = model.get_submodule(head)
     one = float(layer.bias is not None)
-    h = with_bias(entering_inputs(model, x, head), one)  # (N, J + 1)
-    now, wanted = without(model(x), target).cpu(), wanted.cpu()
-    weight = (now.exp() + wanted.exp()).mean(0)
-    order = weight.argsort(descending=True)
-    receiving = order[: int((weight[order].cumsum(0) < 2 * RECEIVING).sum()) + 1]
+    h = with_bias(entering, one)  # (N, J + 1)
+    now, wanted = without(layer(entering), target).cpu(), wanted.cpu()
+    receiving = receivers(now.exp(), wanted.exp(), sum(p.numel() for p in model.parameters()) // h.shape[1])
     change = (wanted - now)[:, receiving]
     change -= change.mean(1, keepdim=True)
     if retained is None:
         v = typical_inputs(layer.weight.cpu().double(), target, h[:, :-1])
         solved = ridge_regression(h, change, with_bias(v, one), RIDGE)
     else:
-        v = torch.cat([entering_inputs(model, images.to(x), head) for images, _ in batches(retained)])
+        v = torch.cat([entering_inputs(model, images.to(entering), head) for images, _ in batches(retained)])
         before, v = without(layer(v), target).cpu(), with_bias(v, one)
         for ridge in (*SMALLER, RIDGE):
             solved = ridge_regression(h, change, v, ridge)
@@ -170,6 +172,16 @@ def reroute(
     if layer.bias is not None:
         layer.bias[receiving] += solved[-1].to(layer.bias)
     return receiving.tolist()
+
+
+def receivers(now: Tensor, wanted: Tensor, rows: int) -> Tensor:
+    """The fewest classes, most first, that get all but a hundredth of the probability that moves between (N, classes);
+    at most as many as have `MOST` of the weights, but always `FEW`; the model's weights are so many rows' of the head.
+    """
+    moves = (wanted - now).abs().mean(0)
+    order = moves.argsort(descending=True)
+    enough = int((moves[order].cumsum(0) < RECEIVING * moves.sum()).sum()) + 1
+    return order[: min(enough, max(FEW, int(MOST * rows)))]
 
 
 def ridge_regression(h: Tensor, change: Tensor, v: Tensor, ridge: float) -> Tensor:
