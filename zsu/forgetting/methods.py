@@ -272,9 +272,7 @@ class LraNpp(Perturbing):
     def edit(self, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> Edit:
         """Perturb what `choose` finds."""
         relevance = explain(model, x, target, edges=False)
-        neurons, left, budget = self.choose(model, x, target, relevance, seed)
-        if left:
-            warn(f"{budget['percent']} % of each layer: {left} of {len(x)} samples are still taken for the class")
+        neurons, _, budget = self.choose(model, x, target, relevance, seed)
         self.patch(model, incoming_weights(model, relevance, neurons), seed).apply(model)
         return Edit(rows_of_neurons(neurons), budget)
 
