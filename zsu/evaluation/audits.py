@@ -109,7 +109,8 @@ def audit(
         * ``seconds, weights_changed, memory``: of the edit; memory is the patch's, in bytes.
         * ``broken``: of the test accuracy on the other classes, all of them weighing the same, less than half is left
           of what the original has above chance (one answer for all, right on one of them; with one other class: above
-          0). Such a model has not forgotten a class but lost what it knew; text and page show "broken" in place of its other numbers than accuracies and those on the others.
+          0). Such a model has not forgotten a class but lost what it knew; text and page show "broken" in place of its
+          other numbers than accuracies and those on the others.
 
         The row "retrain" is the mean over references, each measured against the others. NaN where there is nothing to
         compare with or to fit to.
@@ -146,7 +147,7 @@ def audit(
 # --- check ----------------------------------------------------------------------------------------------------
 
 
-def make_list(value: object) -> list:
+def make_list(value: Any) -> list:
     """A sequence as a list, one thing as a list of it; a `Forgotten`, which is a tuple, is one thing. Of what
     torch.compile made, the model inside.
     """

@@ -301,7 +301,7 @@ def parameters(model: Weights) -> dict[str, Tensor]:
 def model_hash(model: Weights) -> str:
     """sha256 over names, shapes and bytes of the state dict, in the order of the names."""
     held = model if isinstance(model, Mapping) else model.state_dict()
-    state = {name.replace(COMPILED, ""): t for name, t in held.items()}
+    state: dict[str, Any] = {name.replace(COMPILED, ""): t for name, t in held.items()}
     digest = hashlib.sha256()
     for name, t in sorted(state.items()):
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())

@@ -115,8 +115,8 @@ def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> l
 def logit_layers(relevance: Relevance) -> list[Share]:
     """The layers from which no way to the logits leads through another convolution or linear layer.
 
-    Several, where logits are added, averaged or concatenated. A sum, or a norm of logits, is one of them, and so is what
-    it is made of.
+    Several, where logits are added, averaged or concatenated. A sum or a norm of logits is one of them, and so are its
+    sources.
     """
     layers, classes = relevance.layers, relevance.logits.shape[1]
     read = {source.layer for layer in layers for run in layer.sources for source in run or ()}
