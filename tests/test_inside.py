@@ -63,7 +63,8 @@ def entrances(make):
         (lambda z: z[:, 0], r"output is \("),
         (lambda z: z[:, :, None], r"output is \("),
         (lambda z: z[:, :0], r"output is \("),
-        (lambda z: z.argmax(1, keepdim=True), "output is torch.int64"),
+        (lambda z: torch.ones(z.shape, dtype=torch.int64), "output is torch.int64"),
+        (lambda z: torch.ones(z.shape, dtype=torch.complex64), "output is torch.complex64"),
         (lambda z: torch.cat([z, z]), "output has .* rows for .* samples"),
         (lambda z: z.new_ones(3).expand(1, 3).repeat(7, 1), "output has 7 rows for .* samples"),
     ],
@@ -174,7 +175,7 @@ def case(model):
 @pytest.mark.parametrize("method", ["paths", "mask", "boundary-shrink"])
 def test_layers_that_are_made_anew_stay_in_eval_mode_and_keep_their_hooks(method):
     seen = []
-    model = small(Rearrange("b c h w -> b c (h w)"))
+    model = small(Flat(1))
     model[2].register_forward_hook(lambda *_: seen.append(1))
     edited = forget(model, *case(model), method).model
     assert not any(m.training for m in edited.modules())
