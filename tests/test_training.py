@@ -147,9 +147,9 @@ def test_model_instead_of_factory(few):
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        (lambda: models.SmallCNN(channels=3), r"the model refuses images \(1, 1, 28, 28\)"),
+        (lambda: models.SmallCNN(channels=3), r"to have 3 channels, .* \(x is \(1, 1, 28, 28\)\)"),
         (lambda: models.SmallCNN(classes=9), "the model has 9 outputs, but there are 10 classes"),
-        (lambda: nn.Conv2d(1, 10, 3), r"the outputs have shape \(1, 10, 26, 26\)"),
+        (lambda: nn.Conv2d(1, 10, 3), r"the model's output is \(1, 10, 26, 26\). return logits"),
     ],
 )
 def test_model_that_does_not_fit_the_data(few, factory, message):

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from . import data, models
 from .errors import ZsuError, check_count
 from .files import check_settings, make_folder
-from .inside import place
+from .inside import check_logits, logits_of, model_errors, place
 
 EPOCHS = 8
 BATCH_SIZE = 80
@@ -118,12 +118,14 @@ def fit(model: nn.Module, dataset: Dataset, epochs: int, batch_size: int, lr: fl
             share = order.reshape(steps, batch_size)[:, rank::world]  # (steps B,) -> (steps, B) -> (steps, share)
             total = torch.zeros((), device=device)
             for x, y in data.batches(Subset(dataset, share.flatten().tolist()), share.shape[1]):
-                output = together(place(x, model))
-                logits = getattr(output, "logits", output)  # Inception and GoogLeNet return more in train mode
-                # The gradients of all processes are averaged: weighted so, that is the gradient of the whole batch.
-                loss = F.cross_entropy(logits, y.to(device)) * (len(y) * world / batch_size)
-                optimizer.zero_grad()
-                loss.backward()
+                with model_errors(model, x, "zsu.training.train"):
+                    output = together(place(x, model))
+                    logits = getattr(output, "logits", output)  # Inception and GoogLeNet return more in train mode
+                    check_logits(model, logits, x, "zsu.training.train")
+                    # The gradients of all processes are averaged: so weighted, that is the gradient of the whole batch.
+                    loss = F.cross_entropy(logits, y.to(device)) * (len(y) * world / batch_size)
+                    optimizer.zero_grad()
+                    loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update()
@@ -258,5 +260,5 @@ def class_accuracies(model: nn.Module, dataset: Dataset, cls: int | str) -> tupl
         remedy = f"images by class: {data.histogram(dataset)}"
         raise ZsuError(what, where="zsu.training.class_accuracies", remedy=remedy)
     with torch.no_grad():
-        right = torch.cat([model(place(x, model)).argmax(1).cpu() == y for x, y in data.batches(dataset)])
+        right = torch.cat([logits_of(model, x).argmax(1).cpu() == y for x, y in data.batches(dataset)])
     return right[of_class].double().mean().item(), right[~of_class].double().mean().item()

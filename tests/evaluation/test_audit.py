@@ -15,6 +15,7 @@ import zsu.models
 from zsu import Forgotten, ZsuError, audit, forget, plots
 from zsu.data import load, samples, without_samples
 from zsu.evaluation import BASIC, CONTROLS, MEASURES, jensen_shannon, predict
+from zsu.evaluation.audits import is_broken
 
 COLUMNS = [*ACCURACIES, "ag_drop", *COMPARED, "broken", "seconds", "weights_changed", "memory"]
 
@@ -199,12 +200,36 @@ def test_models_of_other_classes_are_refused(where):
         run(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("original", "others", "broken", "sound"),
+    [
+        (1.0, 1, [0.0, 0.49], [0.5, 1.0]),  # of two classes: a retrained model always answers the other one
+        (0.9, 1, [0.44], [0.46, 0.9]),
+        (1.0, 2, [0.5, 0.74], [0.76, 1.0]),  # of three: one answer has 1/2
+        (0.4, 2, [0.19], [0.21, 0.4]),  # an original below chance
+        (0.505, 99, [0.01, 0.25], [0.26]),  # (.505 + 1/99) / 2 = .2576
+    ],
+)
+def test_broken_by_hand(original, others, broken, sound):
+    assert [is_broken(kept, original, others) for kept in broken + sound] == [True] * len(broken) + [False] * len(sound)
+
+
+def test_one_answer_for_all_is_broken_however_frequent_its_class_is():
+    """Nine of ten other images are of class 2, so it has Ag .9; with one other class it is what a retrained one is."""
+    data = images([0] + [1] * 4 + [2] * 9)
+    assert run({"two": Fixed([0.0, 0.0, 9.0]).eval()}, test=data, train=data).loc["two", "broken"]
+    data = images([0] * 6 + [1] * 4, classes=2)
+    found = run({"zero": Fixed([9.0, 0.0]).eval(), "one": Fixed([0.0, 9.0]).eval()}, original=Reads(classes=2).eval(),
+                test=data, train=data).loc[["original", "zero", "one"], "broken"]  # fmt: skip
+    assert found.tolist() == [False, False, True]
+
+
 BAD_MODELS = {
     "the model is in train mode": Reads().train(),
     "label 2, but the model knows 2 classes": Fixed([0.0, 1.0]).eval(),
     "the outputs are not finite": Fixed([0.0, math.nan, 0.0]).eval(),
-    "the model refuses images": nn.Sequential(nn.Flatten(), nn.Linear(7, 3)).eval(),
-    r"the outputs have shape \(8, 1, 1, 3\)": nn.Linear(1, 3).eval(),
+    r"mat1 and mat2 .* \(x is": nn.Sequential(nn.Flatten(), nn.Linear(7, 3)).eval(),
+    r"the model's output is \(8, 1, 1, 3\). return logits": nn.Linear(1, 3).eval(),
 }
 
 

@@ -1,18 +1,21 @@
 """Which neurons and connections: worked out by hand."""
 
 import copy
+import warnings
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from zsu import ZsuError, explain, find_paths
+from zsu import ZsuError, explain, find_paths, forget
 from zsu.forgetting.perturb import perturb
 from zsu.forgetting.selection import (
     count_in_top,
+    hidden_layers,
     highest,
     incoming_weights,
+    logit_layers,
     select_neurons,
     weight_blocks,
 )
@@ -161,3 +164,73 @@ def all_edges(r):
     ]
     frame = pd.DataFrame(rows, columns=["number", "below", "channel", "source", "layer", "below_name"])
     return frame.assign(rank=frame.index)
+
+
+# --- several layers that give the logits ----------------------------------------------------------------------
+
+
+class Heads(nn.Module):
+    """A body of one Linear, and two more that the logits are made of, in one of several ways."""
+
+    def __init__(self, how):
+        super().__init__()
+        torch.manual_seed(0)
+        self.how, self.body, self.norm = how, nn.Linear(6, 8), nn.BatchNorm1d(4)
+        width = 2 if how == "concatenated" else 4
+        self.a, self.b = nn.Linear(8, width), nn.Linear(8, width)
+        self.small, self.large = nn.Linear(8, 3, bias=False), nn.Linear(3, 4, bias=False)
+
+    def forward(self, x):
+        h = self.body(x).relu()
+        if self.how == "averaged":
+            return (self.a(h) + self.b(h)) / 2
+        if self.how == "normed":
+            return self.norm(self.a(h) + self.b(h).relu())
+        if self.how == "low rank":
+            return self.a(h) + self.large(self.small(h))
+        return torch.cat([self.a(h), self.b(h)], 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "heads", "hidden"),
+    [
+        ("averaged", {"a", "b"}, {"body"}),
+        ("normed", {"a", "b"}, {"body"}),
+        ("concatenated", {"a", "b"}, {"body"}),
+        ("low rank", {"a", "large"}, {"body", "small"}),
+    ],
+)
+def test_none_of_several_layers_that_give_the_logits_is_hidden(how, heads, hidden):
+    model, x = Heads(how).double().eval(), torch.rand(8, 6).double()
+    target = int(model(x).argmax(1).mode().values)
+    relevance = explain(model, x, target)
+    assert {n.name for n in logit_layers(relevance)} & {"a", "b", "large", "small", "body"} == heads
+    assert {n.name for n in hidden_layers(relevance)} == hidden
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for method in ("lra-npp", "random"):
+            result = forget(model, x, target, method)
+            assert set(result.cut["layer"]) == hidden
+            assert {name.partition(".")[0] for name in result.patch.changes} <= hidden
+        with pytest.raises(
+            ZsuError, match=f"a and {'large' if how == 'low rank' else 'b'} compute the logits|not a Lin"
+        ):
+            forget(model, x, target, "head-npp")
+        for method in ("mask", "bias-shift"):
+            with pytest.raises(
+                ZsuError, match="the last layer is not a Linear with bias|not the logits in their order"
+            ):
+                forget(model, x, target, method)
+
+
+def test_a_hidden_layer_that_shares_its_weights_with_the_head_is_none():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.again = nn.Linear(6, 4), nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.again(self.again(self.first(x).relu()).relu())
+
+    torch.manual_seed(0)
+    assert [n.name for n in hidden_layers(explain(Twice().eval(), torch.rand(3, 6), 1))] == ["first"]

@@ -25,14 +25,14 @@ from ..data import batches, class_indices, classes, histogram, targets
 from ..errors import ZsuError, is_integer, warn
 from ..forgetting import Forgotten, Patch, forget
 from ..forgetting.perturb import model_hash
-from ..inside import logit_layer, place
+from ..inside import logit_layer, place, uncompiled
 from .measures import CONTROLS, MEASURES, OF_MANY, OF_PAIRS
 from .observed import DEPTHS, Given, Observed, Outputs, observe
 from .privacy import FEW
 from .report import COST, Report
 from .representation import accuracy_on
 from .robustness import images_beside
-from .utility import accuracy, jensen_shannon, mean
+from .utility import accuracy, balanced_accuracy, jensen_shannon, mean
 
 AT_HAND = 250  # test images of the class, for measures that change images or train
 SAMPLES = 36  # that the controls look at
@@ -107,8 +107,10 @@ def audit(
         * ``js_forget_ratio``: js_forget divided by the null, the mean over pairs of references.
         * ``anamnesis``: relearn divided by the references' mean.
         * ``seconds, weights_changed, memory``: of the edit; memory is the patch's, in bytes.
-        * ``broken``: ag_test is less than half of the original's. Such a model has not forgotten a class but lost what
-          it knew; text and page show "broken" in place of its other numbers than accuracies and those on the others.
+        * ``broken``: of the test accuracy on the other classes, all of them weighing the same, less than half is left
+          of what the original has above chance (one answer for all, right on one of them; with one other class: above
+          0). Such a model has not forgotten a class but lost what it knew; text and page show "broken" in place of its
+          other numbers than accuracies and those on the others.
 
         The row "retrain" is the mean over references, each measured against the others. NaN where there is nothing to
         compare with or to fit to.
@@ -145,9 +147,12 @@ def audit(
 # --- check ----------------------------------------------------------------------------------------------------
 
 
-def make_list(value: object) -> list:
-    """A sequence as a list, one thing as a list of it; a `Forgotten`, which is a tuple, is one thing."""
-    return list(value) if isinstance(value, (list, tuple)) and not isinstance(value, Forgotten) else [value]
+def make_list(value: Any) -> list:
+    """A sequence as a list, one thing as a list of it; a `Forgotten`, which is a tuple, is one thing. Of what
+    torch.compile made, the model inside.
+    """
+    several = value if isinstance(value, (list, tuple)) and not isinstance(value, Forgotten) else [value]
+    return [uncompiled(v) for v in several]
 
 
 def lists_by_name(forgotten: Mapping[str, object]) -> dict[str, list]:
@@ -334,7 +339,9 @@ def build_report(
     if "all_test" in frame and frame.loc["original", "all_test"] < 0.5:
         warn(f"the original is right on {frame.loc['original', 'all_test']:.0%} of the test data only")
     ag = {row: accuracy(*m.test.part(False)) for row, m in seen.items()}
-    frame["broken"] = [ag.get(row, ag["original"]) < ag["original"] / 2 for row in frame.index]
+    kept = {row: balanced_accuracy(*m.test.part(False)) for row, m in seen.items()}
+    others = len(seen["original"].test.part(False)[1].unique())
+    frame["broken"] = [is_broken(kept.get(row, kept["original"]), kept["original"], others) for row in frame.index]
     patches = {name: several[0].patch for name, several in case.results.items() if isinstance(several[0], Forgotten)}
     cost: dict[str, list] = {"retrain": [retrain_seconds, None, None]}
     for name, patch in patches.items():
@@ -344,6 +351,14 @@ def build_report(
     pairs = [jensen_shannon(p, q) for p, q in itertools.combinations(outputs, 2)]
     about = facts(case, seen["original"], data_sha256, patches)
     return Report(frame, null, pairs, routing_table(case, seen), seconds, notes + remarks(case, ag), about, measure_of)
+
+
+def is_broken(kept: float, original: float, others: int) -> bool:
+    """Whether less than half is left of what the original's accuracy on so many other classes is above chance, which is
+    what one answer for all has; where that is nothing, as with one other class, of the accuracy itself.
+    """
+    chance = 1 / others if original > 1 / others else 0.0
+    return kept - chance < (original - chance) / 2
 
 
 def interval(values: Sequence[float], least: int = 2) -> dict[str, float]:

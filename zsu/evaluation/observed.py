@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from ..data import batches
 from ..errors import ZsuError
-from ..inside import check_eval, logits_of, watch_inputs
+from ..inside import check_eval, check_plain, logits_of, watch_inputs
 
 DEPTHS = 4  # layers whose inputs are kept, the last Linear's among them
 
@@ -87,6 +87,7 @@ def observe(
     digest: hashlib._Hash | None = None,
 ) -> Outputs:
     """One pass over a data set, with the inputs of `depths` layers; a digest takes the data in. Errors as `predict`."""
+    check_plain(model)
     check_eval(model, where)
     if len(dataset) == 0:
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")

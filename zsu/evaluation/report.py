@@ -120,8 +120,8 @@ class Report:
         return (
             f"{shown.to_string()}\n\n*: outside the band, the 95 % interval for one more model retrained without the "
             "class. fooled by: controls inside the band,\nwhich forgot nothing, or, zeroed, everything; not asked of "
-            "numbers on the other classes. broken: Ag is less than half of the\noriginal's. JS in nats; seconds, "
-            "weights_changed and memory (bytes): of the edit.\n"
+            "numbers on the other classes. broken: of what the original's Ag is\nabove chance less than "
+            "half is left. JS in nats; seconds, weights_changed and memory (bytes): of the edit.\n"
             f"Seconds of the audit: {spent}.{notes}"
         )
 

@@ -3,7 +3,6 @@
 Arguments and results as in `utility`.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 
 from ..data import batches
-from ..inside import logits_of, place
+from ..inside import copied, logits_of, model_errors
 from .observed import Given, Observed
 from .privacy import FEW, NAN
 from .utility import accuracy, mean
@@ -136,7 +135,7 @@ def relearning(m: Observed, given: Given, references: Sequence[Observed]) -> dic
     drawn = [[part[i] for i in torch.randint(len(part), (MOST_STEPS * RELEARN_BATCH,), generator=generator)]
              for part in parts]  # fmt: skip
     wanted = REGAINED * given.original_at
-    model = copy.deepcopy(m.model)
+    model = copied(m.model)
     trained = [p.requires_grad_() for p in model.parameters() if p.is_floating_point()]
     optimizer = torch.optim.Adam(trained, lr=RELEARN_RATE)
     streams = [batches(Subset(given.train, d), RELEARN_BATCH) for d in drawn]
@@ -145,7 +144,9 @@ def relearning(m: Observed, given: Given, references: Sequence[Observed]) -> dic
             return {"relearn": step}
         x, y = (torch.cat(both) for both in zip(*pairs, strict=True))
         optimizer.zero_grad()
-        F.cross_entropy(model(place(x, model)).float(), y.to(trained[0].device)).backward()
+        logits = logits_of(model, x, "audit").float()
+        with model_errors(model, x, "audit"):
+            F.cross_entropy(logits, y.to(logits.device)).backward()
         optimizer.step()
     return {"relearn": MOST_STEPS}
 

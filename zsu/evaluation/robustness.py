@@ -3,14 +3,13 @@
 Arguments and results as in `utility`.
 """
 
-import copy
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..inside import logits_of, place
+from ..inside import copied, logits_of, model_errors, place
 from .observed import Given, Observed
 from .privacy import NAN
 from .representation import accuracy_on
@@ -56,7 +55,7 @@ def crop(x: Tensor) -> Tensor:
 @torch.no_grad()
 def with_weights(model: nn.Module, to: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of the model with every parameter put through a function."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     for p in model.parameters():
         p.copy_(to(p))
     return model
@@ -95,11 +94,12 @@ def images_beside(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     walked, crossed = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     for step in range(WALK + 1):
         moving = walked.detach().requires_grad_()
-        logits = model(moving)
+        logits = logits_of(model, moving, "audit")
         crossed |= logits.argmax(1) != y
         if step == WALK or crossed.all():
             break
-        (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), moving)
+        with model_errors(model, x, "audit"):
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits.float(), y, reduction="sum"), moving)
         forward = walked + (2 * limit / WALK) * gradient.sign()
         forward = torch.minimum(torch.maximum(forward, x - limit), x + limit).clamp(low, high)
         walked = torch.where(crossed.view(-1, *[1] * (x.dim() - 1)), walked, forward)  # (N,) -> (N, 1, 1, 1)

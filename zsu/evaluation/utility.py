@@ -110,6 +110,11 @@ def accuracy(p: Tensor, y: Tensor) -> float:
     return float((p.argmax(1) == y).double().mean())
 
 
+def balanced_accuracy(p: Tensor, y: Tensor) -> float:
+    """Mean over the classes that there are of the `accuracy` on each."""
+    return mean([accuracy(p[y == c], y[y == c]) for c in y.unique()])
+
+
 def jensen_shannon(p: Tensor, q: Tensor) -> float:
     """Mean over samples of JS(p, q) = (KL(p, m) + KL(q, m)) / 2 with m = (p + q) / 2, in nats; 0 to ln 2.
 

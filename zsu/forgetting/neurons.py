@@ -24,6 +24,7 @@ from .selection import (
     hidden_layers,
     highest,
     incoming_weights,
+    logit_layers,
     rows_of_neurons,
 )
 
@@ -169,7 +170,9 @@ class HeadNpp(Perturbing):
     def edit(self, model: nn.Module, x: Tensor, target: int, retained: Dataset | None, seed: int) -> Edit:
         """Perturb what the class's docstring says."""
         relevance = explain(model, x, model(x).argmax(1), "epsilon")  # of the predicted class
-        head = relevance.layers[-1]
+        head, heads = relevance.layers[-1], [n.name for n in logit_layers(relevance) if n.weight]
+        if len(heads) > 1:
+            raise ZsuError(f"{' and '.join(heads)} compute the logits", where=self.name, remedy="use another method")
         if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
             raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
         (source,) = head.sources[0]

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Subset
 
 from .. import data
 from ..errors import ZsuError, check_count
-from ..inside import watch_inputs
+from ..inside import model_errors, watch_inputs
 from ..relevance.sums import at_least_float32
 from .methods import Edit, Method, no_rows
 
@@ -143,7 +143,8 @@ def nearest_classes(
     for part in x.split(batch_size):
         part = part.detach().requires_grad_()
         loss = F.cross_entropy(model(part), torch.full((len(part),), target, device=x.device))
-        (gradient,) = torch.autograd.grad(loss, part)
+        with model_errors(model, part):
+            (gradient,) = torch.autograd.grad(loss, part)
         with torch.no_grad():
             logits = model(part + epsilon * gradient.sign())
         logits[:, target] = -torch.inf
@@ -200,7 +201,9 @@ def fisher_information(model: nn.Module, pairs: Iterable[tuple[Tensor, int]]) ->
         count += 1
         image = image[None].to(parameters[0])  # (C, H, W) -> (1, C, H, W)
         loss = F.cross_entropy(model(image), torch.tensor([int(label)], device=image.device))
-        for t, g in zip(total, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True):
+        with model_errors(model, image):
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        for t, g in zip(total, gradients, strict=True):
             t.addcmul_(g.detach(), g.detach())
     return [t / count for t in total]
 
@@ -320,7 +323,8 @@ def descend(
     for x, y in batches:
         value = loss(model(x), y)
         optimizer.zero_grad()
-        value.backward()
+        with model_errors(model, x):
+            value.backward()
         optimizer.step()
     optimizer.zero_grad()
     if not all(p.isfinite().all() for p in model.parameters()):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ZsuError
 from ..files import write_atomically
+from ..inside import COMPILED
 
 Selection = Mapping[str, Tensor]  # name of a parameter -> int64 indices into its flattened values
 Weights = nn.Module | MutableMapping[str, Tensor]  # a model, or its state dict
@@ -295,13 +296,17 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def parameters(model: Weights) -> dict[str, Tensor]:
-    """Tensors by name, of a model or a state dict; tied ones by each of their names, as in a state dict."""
-    return dict(model) if isinstance(model, Mapping) else dict(model.named_parameters(remove_duplicate=False))
+    """Tensors by name, of a model or a state dict; tied ones by each of their names, as in a state dict. Of what
+    torch.compile made the names are those of the model inside.
+    """
+    named = model if isinstance(model, Mapping) else dict(model.named_parameters(remove_duplicate=False))
+    return {name.replace(COMPILED, ""): t for name, t in named.items()}
 
 
 def model_hash(model: Weights) -> str:
     """sha256 over names, shapes and bytes of the state dict, in the order of the names."""
-    state = model if isinstance(model, Mapping) else model.state_dict()
+    held = model if isinstance(model, Mapping) else model.state_dict()
+    state: dict[str, Any] = {name.replace(COMPILED, ""): t for name, t in held.items()}
     digest = hashlib.sha256()
     for name, t in sorted(state.items()):
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())

@@ -1,6 +1,5 @@
 """forget(): remove classes from a trained classifier, from a few unseen samples of them or with more data."""
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -17,9 +16,18 @@ from torch.utils.data import Dataset
 
 from ..data import classes, counts, histogram, samples, targets
 from ..errors import ZsuError, is_integer, warn
-from ..inside import place
+from ..inside import (
+    check_finite,
+    check_model,
+    check_weights,
+    copied,
+    guarded,
+    logits_of,
+    place,
+    uncompiled,
+)
 from ..models import count_outputs
-from ..relevance.checks import check_input, check_logits, check_model, forward, output_weights
+from ..relevance.checks import check_input, output_weights
 from .cutting import CutPaths
 from .methods import BiasShift, Edit, Mask, Method, Zeroed, no_rows
 from .neurons import HeadNpp, LraNpp, Random
@@ -75,7 +83,8 @@ def forget(
     Parameters
     ----------
     model : nn.Module
-        Classifier in eval mode with logits (N, classes) as output; it is not changed.
+        Classifier in eval mode with logits (N, classes) as output, of at least two classes; it is not changed. Of what
+        `torch.compile` made, in whole or in part, the copy is what was compiled, and names are those in it.
     x : Tensor (N, C, H, W), or a list of them
         Samples of the class, of the dtype and on the device of the model; for several classes one tensor each. The
         methods of tier T2 and above want all training images of the class.
@@ -113,17 +122,18 @@ def forget(
     ------
     ZsuError
         Unknown method, option or perturbation; k < 1 or more neurons than a layer has; target no integer; a model that
-        takes no sample for the class; retained data that is missing, not asked for, or holds the class; and what
-        `explain` refuses.
+        takes no sample for the class, has one class, has weights that are computed (parametrizations, weight_norm,
+        pruning), or cannot be copied; retained data that is missing, not asked for, or holds the class; an edit after
+        which the logits are not finite; and what `explain` refuses.
 
     Warns
     -----
     UserWarning
-        The model does not recognise half of the samples; fewer than 5 samples; the edit changes no weight; or
-        ``"lra-npp"`` without k, or ``"paths"`` where the last layer cannot be moved, did not reach its goal: then the
-        best that was reached is returned, and ``patch.metadata["budget"]`` says so.
+        The model does not recognise half of the samples; fewer than 5 samples; the edit changes no weight; some
+        samples are still taken for the class, whatever the method: then the best that it reached is returned, and
+        ``patch.metadata["budget"]`` says so for those that look for one.
     """
-    several = pair_samples(x, target)
+    model, several = uncompiled(model), pair_samples(x, target)
     if perturbation != "zero":
         options = {"perturbation": perturbation} | options
     method = as_method(method, options, retained is not None)
@@ -132,10 +142,12 @@ def forget(
     unrecognised = sum(count_unrecognised(answers(model, s), c) for s, c in several)
     if retained is not None:
         check_fits(model, retained)
-    edited = copy.deepcopy(model).requires_grad_(True)  # methods that train change frozen parameters too
-    guard = edited.register_forward_pre_hook(lambda _, args: (args[0].clone(),))  # it may change its input in place
-    edits = [method.edit(edited, s, c, retained, int(seed)) for s, c in several]
-    guard.remove()
+    check_weights(model)
+    edited = copied(model)
+    for p in edited.parameters():
+        p.requires_grad_(p.is_floating_point())  # methods that train change frozen parameters too
+    with guarded(edited):
+        edits = [method.edit(edited, s, c, retained, int(seed)) for s, c in several]
     if not all(isinstance(e, Edit) for e in edits):
         raise ZsuError(f"{method.name!r} returned no Edit", where="forget", remedy="let edit return Edit(cut, budget)")
     for p, original in zip(edited.parameters(), model.parameters(), strict=True):
@@ -143,6 +155,10 @@ def forget(
     patch = Patch.between(model, edited)
     if patch.weights_changed == 0:
         warn("the edit has no effect: no weight changes")
+    for s, c in several:
+        left = int((answers(edited, s, "the edited model").argmax(1) == c).sum())
+        if left:
+            warn(f"class {c}: {left} of {len(s)} samples are still taken for the class")
     patch.metadata = as_json({
         "target": [c for _, c in several],
         "method": method.name,
@@ -233,19 +249,21 @@ def without_graph(x: Any) -> Any:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits, in batches of 100."""
+def answers(model: nn.Module, x: Tensor, where: str | None = None) -> Tensor:
+    """Finite logits, in batches of 100."""
     check_model(model)
     check_input(model, x)
-    parts = [forward(model, part.clone()) for part in x.split(100)]  # a model may change its input in place
-    for logits in parts:
-        check_logits(model, logits)
-    return torch.cat(parts)
+    logits = torch.cat([logits_of(model, part.clone(), where) for part in x.split(100)])  # it may change its input
+    check_finite(model, logits, where)
+    return logits
 
 
 def count_unrecognised(logits: Tensor, target: int) -> int:
     """Number of samples that the model does not take for the class; `ZsuError` where that is all of them."""
     output_weights(logits, target)  # refuses a target that is no class
+    if logits.shape[1] == 1:
+        remedy = "give it a logit for each of two classes"
+        raise ZsuError("the model has one class, and no other to answer", where="forget", remedy=remedy)
     n = len(logits)
     wrong = int((logits.argmax(1) != target).sum())
     if wrong == n:

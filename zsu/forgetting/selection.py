@@ -95,8 +95,10 @@ def incoming_weights(model: nn.Module, relevance: Relevance, neurons: Mapping[st
 
 
 def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> list[Share]:
-    """Layers with a weight parameter, without the one that computes the logits; only those named, where some are."""
-    hidden = {n.name: n for n in relevance.layers[:-1] if n.weight}
+    """Layers with a weight parameter, without those that compute the logits; only those named, where some are."""
+    heads = logit_layers(relevance)
+    shared = {n.weight for n in heads}  # a weight that a head has too
+    hidden = {n.name: n for n in relevance.layers if n.weight and n not in heads and n.weight not in shared}
     for node in hidden.values():
         refuse_transposed(node)
     if not hidden:
@@ -108,6 +110,25 @@ def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> l
         what = f"no hidden layer with weights is called {unknown}"
         raise ZsuError(what, where="forget", remedy=f"use some of {', '.join(hidden)}")
     return [n for name, n in hidden.items() if name in names]
+
+
+def logit_layers(relevance: Relevance) -> list[Share]:
+    """The layers from which no way to the logits leads through another convolution or linear layer.
+
+    Several, where logits are added, averaged or concatenated. A sum or a norm of logits is one of them, and so are its
+    sources.
+    """
+    layers, classes = relevance.layers, relevance.logits.shape[1]
+    read = {source.layer for layer in layers for run in layer.sources for source in run or ()}
+    found = list(relevance.tops)
+    if not found:  # not known: the last one, and others that no layer reads and that are as wide
+        wide = [n for i, n in enumerate(layers) if i not in read and n.relevance.shape[1] == classes]
+        found = [n for n in layers if n in wide or n is layers[-1]]
+    for layer in found:  # which grows
+        if layer.kind in ("add", "layer_norm", "group_norm") or layer.groups == 0:
+            below = [layers[source.layer] for run in layer.sources for source in run or ()]
+            found += [n for n in dict.fromkeys(below) if n not in found]
+    return found
 
 
 def refuse_transposed(node: Share) -> None:

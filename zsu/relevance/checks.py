@@ -1,41 +1,9 @@
-"""What `explain` checks: the model, the images, the logits, the target, the number of a channel."""
-
-import inspect
+"""What `explain` checks: the images, the target, the number of a channel; of the model and its logits: `zsu.inside`."""
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ZsuError, is_integer
-from ..inside import check_eval
-
-HOOKS = "zsu.explain cannot follow checkpoints and other hooks on saved tensors"
-
-
-def forward(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits; what torch refuses on the way is said in one line."""
-    try:
-        return model(x)
-    except RuntimeError as error:
-        what = HOOKS if HOOKS in str(error) else str(error).strip().splitlines()[0].rstrip(".")
-        remedy = "explain the model without checkpoints"
-        if what is not HOOKS:
-            what, remedy = f"{what} (x is {tuple(x.shape)})", "pass a batch that the model can take"
-        raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse models whose forward pass the tape cannot see, or that are in train mode."""
-    if not isinstance(model, nn.Module):
-        raise ZsuError(f"the model is a {type(model).__name__}", where="explain", remedy="pass an nn.Module")
-    if isinstance(model, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ZsuError(f"a {type(model).__name__}", where="explain", remedy="pass the plain module inside it")
-    try:
-        inspect.signature(model.forward).bind(None)
-    except TypeError as error:
-        what, remedy = f"forward does not take one input ({error})", "wrap it in a module that takes the batch alone"
-        raise ZsuError(what, where=type(model).__name__, remedy=remedy) from error
-    training = next((name for name, module in model.named_modules() if module.training), "")
-    check_eval(model, where=training or type(model).__name__)
 
 
 def check_input(model: nn.Module, x: Tensor) -> None:
@@ -54,18 +22,6 @@ def check_input(model: nn.Module, x: Tensor) -> None:
         raise ZsuError(what, where="x", remedy="move one to the other with .to(...)")
     if not x.isfinite().all():
         raise ZsuError("x contains NaN or infinity", where="x", remedy="clean the input")
-
-
-def check_logits(model: nn.Module, logits: Tensor) -> None:
-    """Refuse outputs that are not finite logits (N, classes)."""
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ZsuError(f"the model's output is {shape}", where="explain", remedy="return logits of shape (N, classes)")
-    if not logits.isfinite().all():
-        tensors = (*model.named_parameters(), *model.named_buffers())
-        broken = next((name for name, t in tensors if not t.isfinite().all()), None)
-        remedy = f"{broken} holds NaN or infinity" if broken else "check the size of the model's activations"
-        raise ZsuError("the logits are not finite", where="explain", remedy=remedy)
 
 
 def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:

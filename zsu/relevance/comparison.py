@@ -1,11 +1,11 @@
 """compare(): relevance beside what captum attributes to the same inputs."""
 
-import copy
 import warnings
 
 from torch import Tensor, nn
 
 from ..errors import warn
+from ..inside import copied
 from .composites import Rules
 from .explanation import explain
 
@@ -44,7 +44,7 @@ def compare(model: nn.Module, x: Tensor, target: int | Tensor, rules: Rules = "e
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # on hooks that captum sets and removes
-                maps[name] = method(copy.deepcopy(model)).attribute(x.clone().requires_grad_(), target=target).detach()
+                maps[name] = method(copied(model)).attribute(x.clone().requires_grad_(), target=target).detach()
         except Exception as error:  # captum raises many types
             reason = str(error).splitlines()[0] if str(error) else ""
             warn(f"captum's {name} does not run: {type(error).__name__} {reason}")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ZsuError
-from .checks import HOOKS, check_channel, check_input, check_logits, check_model, forward, output_weights, unrelated
+from ..inside import HOOKS, check_finite, check_logits, check_model, logits_of, run, uncompiled
+from .checks import check_channel, check_input, output_weights, unrelated
 from .composites import Rules, as_composite
 from .layers import Layer
 from .result import Relevance
@@ -98,8 +99,15 @@ def explain_contrast(model: nn.Module, x: Tensor, target: int, rules: Rules = "z
     """`explain` for a class and for each sample's runner-up, from a relevance of 1 at each logit, whose sign then does
     not matter to z+: what `find_paths` compares with ``against``.
     """
+    check_model(uncompiled(model))
+    check_input(model, x)
     with torch.no_grad():
-        logits = forward(model, x)
+        logits = logits_of(model, x.clone())  # a model may change its input in place
+    output_weights(logits, target)  # refuses a target that is no class
+    if logits.shape[1] == 1:
+        raise ZsuError(
+            "the model has one class", where="explain_contrast", remedy="call explain, there is no runner-up"
+        )
     own = torch.zeros_like(logits)
     own[:, target] = 1
     runner_up = logits.masked_fill(own > 0, -torch.inf).argmax(1, keepdim=True)
@@ -168,14 +176,15 @@ def recording(
     """The tape of a forward pass, with a rule for each layer, after the checks; it is replayed in the with block."""
     if attention not in ("cp-lrp", "attnlrp"):
         raise ZsuError(f"attention {attention!r}", where="explain", remedy="use 'cp-lrp' or 'attnlrp'")
-    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    model = uncompiled(model)
     check_model(model)
     check_input(model, x)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         tape = Tape(model, edges, attention, taps)
         with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
-            logits = tape.record(x, lambda first: forward(model, first))
-        check_logits(model, logits)
+            logits = tape.record(x, lambda first: run(model, first))
+        check_logits(model, logits, x)
+        check_finite(model, logits)
         if logits not in tape.origins or not logits.requires_grad:
             raise unrelated()
         last = tape.steps.get(tape.origins[logits].layer)  # of the layer whose direct output is the logits

@@ -1,6 +1,6 @@
 """What `explain` returns: relevance of every input value, channel and edge, and the ledger of where it went."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import pandas as pd
@@ -33,8 +33,11 @@ class Relevance:
         What paths lead through, in the order of the forward pass: the input, weighted layers, norms and additions.
     head : Share or None
         The one of them whose outputs are the logits, if there is one.
+    tops : list of Share
+        Those whose outputs become the logits without another of them in between: `head`, or several side by side, as
+        in a concatenation; empty where an operation hides which they are.
     rows : list of Share
-        The same, and besides them softmax and constants: everything that keeps a share of the relevance.
+        The same as `layers`, and besides them softmax and constants: everything that keeps a share of the relevance.
     """
 
     input: Tensor
@@ -43,6 +46,7 @@ class Relevance:
     layers: list[Share]
     head: Share | None
     rows: list[Share]
+    tops: list[Share] = field(default_factory=list)
 
     def __repr__(self) -> str:
         n, classes = self.logits.shape

@@ -121,8 +121,9 @@ class Tape(TorchFunctionMode):
         complete = len(sources) == 1 and sources[0].group == 1 and sources[0].channels == self.logits.shape[1]
         head = reached.get(self.layers[sources[0].layer]) if complete else None
         layers = [reached[layer] for layer in self.layers if layer in reached]
+        tops = [reached[layer] for s in sources if (layer := self.layers[s.layer]) in reached]
         logits = self.logits.detach()
-        return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()))
+        return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()), tops)
 
     def reached(self) -> dict[Layer, Share]:
         """What the pass has found, where relevance came by: with unique names (conv, conv#2), numbered without gaps."""
