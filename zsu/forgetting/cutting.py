@@ -149,7 +149,7 @@ def fewest_cuts(left: Callable[..., Tensor], shallow: int, number: int, chance: 
     p = in_head if in_head.max() <= chance else left(number)
     reached = bool(p.max() <= chance)
     goal = chance if reached else float(p.max()) + AS_GOOD
-    if in_head.max() <= goal:
+    if shallow and in_head.max() <= goal:
         return fewest(lambda n: bool(left(n).max() <= goal), 0, shallow), reached
     low, hard = shallow, p.new_empty(0, dtype=torch.int64)
     while True:  # ask the hardest samples, then all of them, then with those that were found wanting
