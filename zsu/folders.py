@@ -82,8 +82,8 @@ def eight_bits(image: Image.Image) -> Image.Image:
     """Grey of 9 to 16 bits scaled to 8, where Pillow's `convert` would clip it; other images as they are."""
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # which Pillow scales to 16
     if image.mode in ("I", "F") and not deep:
-        kind = "integers of 32 bits" if image.mode == "I" else "floats"
-        raise ValueError(f"its values are {kind}, of which nothing says which is white: save it with 8 or 16 bits")
+        kind = "32-bit or signed integers" if image.mode == "I" else "floats"
+        raise ValueError(f"nothing says which of its {kind} is white; save it with 8 bits, or 16 without sign")
     if not deep:
         return image
     tags = getattr(image, "tag_v2", {})  # of a TIFF

@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 from .. import data, models, training
 from ..data import Splits
 from ..errors import ZsuError, check_count, warn
-from ..folders import open_image
 from ..evaluation import BASIC, audit
 from ..files import check_settings, make_folder, write_atomically
+from ..folders import open_image
 from ..forgetting import forget
 
 METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
