@@ -338,7 +338,7 @@ def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
     remedy = "give one integer for each image"
     try:
-        array = labels.cpu() if isinstance(labels, torch.Tensor) else np.asarray(labels)
+        array = labels.cpu() if isinstance(labels, torch.Tensor) else np.array(labels)
         if isinstance(array, np.ndarray) and isinstance(next(iter(array.flat), None), str):
             array = np.array([index_of_label(str(label), names) for label in array.flat])
         labels = torch.as_tensor(array)

@@ -39,26 +39,31 @@ def drawable(x: object, where: str, any_channels: bool = False) -> Tensor:
     if not isinstance(x, Tensor):
         raise ZsuError(f"a {type(x).__name__} is no tensor of images", where=where, remedy=remedy)
     channels = any_channels or x.ndim == 3 or x.shape[1:2] in ((1,), (3,))
-    if x.ndim not in (3, 4) or not x.numel() or not channels:
+    if x.ndim not in (3, 4) or not x.numel() or not channels or x.is_complex():
         raise ZsuError(f"images of shape {tuple(x.shape)}", where=where, remedy=remedy)
     t = x.detach().cpu().float()
     if not t.isfinite().all():
-        raise ZsuError("images or relevance that are not finite", where=where, remedy="look for NaN in the model")
+        raise ZsuError("images or relevance that are not finite", where=where, remedy="look for NaN in data and model")
     return t / 255 if x.dtype == uint8 else t
 
 
 def title_texts(titles: Sequence[str] | None, x: Tensor, where: str) -> list[str]:
     """A title for each image, empty where there are none."""
-    texts = [] if titles is None else [str(title) for title in titles]
+    texts = [] if titles is None else [readable(title) for title in titles]
     if texts and len(texts) != len(x):
         what = f"images of shape {tuple(x.shape)} and {len(texts)} titles"
         raise ZsuError(what, where=where, remedy="pass a title for each or none")
     return texts or [""] * len(x)
 
 
+def readable(name: object) -> str:
+    """A name as a font can write it: what Python makes of a file's name that is not UTF-8 becomes question marks."""
+    return str(name).encode("utf-8", "replace").decode()
+
+
 def name_rows(axis: Axes, names: Iterable, offset: float = 0) -> None:
     """Names along y, as they are: a dollar begins no formula."""
-    texts = [str(name) for name in names]
+    texts = [readable(name) for name in names]
     axis.set_yticks(np.arange(len(texts)) + offset, texts, parse_math=False)
 
 

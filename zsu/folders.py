@@ -55,16 +55,22 @@ def visible(folder: str | Path) -> list[os.DirEntry[str]]:
         return [e for e in entries if not e.name.startswith(".") and e.name.casefold() not in LEFT_BEHIND]
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    return (
+        os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+    )  # where a link leads to itself: False, no error
+
+
 def subfolders(folder: str | Path, above: tuple[Path, ...]) -> list[os.DirEntry[str]]:
     """The folders in a folder, but for links to one of those above, or to one that holds these."""
-    found = [entry for entry in visible(folder) if entry.is_dir()]
+    found = [entry for entry in visible(folder) if is_folder(entry)]
     return [e for e in found if not (e.is_symlink() and any(a.is_relative_to(Path(e).resolve()) for a in above))]
 
 
 def image_files(folder: str, above: tuple[Path, ...]) -> list[str]:
     """Paths of the images in a folder and in those below it."""
     above = (*above, Path(folder).resolve())
-    files = [e.path for e in visible(folder) if not e.is_dir() and is_image_file(e.name)]
+    files = [e.path for e in visible(folder) if not is_folder(e) and is_image_file(e.name)]
     return files + [path for entry in subfolders(folder, above) for path in image_files(entry.path, above)]
 
 

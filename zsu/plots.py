@@ -14,7 +14,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .drawing import check_frame, check_type, draw_heat, draw_image, drawable, grid, name_rows, title_texts
+from .drawing import check_frame, check_type, draw_heat, draw_image, drawable, grid, name_rows, readable, title_texts
 from .errors import ZsuError, check_count
 from .paths.graph import PathGraph, build_graph
 from .paths.search import Paths
@@ -244,7 +244,7 @@ def audit(frame: pd.DataFrame) -> Figure:
     numbers = ("js_forget", "broken", "at_test", "ag_test")
     check_frame(frame, numbers, (), "audit", "the .frame of a report with measures accuracy and divergence")
     shown = {
-        "JS to retrained models\n(nats)": frame["js_forget"].mask(frame["broken"]),  # of these it says nothing
+        "JS to retrained models\n(nats)": frame["js_forget"].mask(frame["broken"].eq(True)),  # of these it says nothing
         "At: accuracy on the\nforgotten class (%)": 100 * frame["at_test"],
         "Ag: accuracy on\nthe others (%)": 100 * frame["ag_test"],
     }
@@ -253,7 +253,7 @@ def audit(frame: pd.DataFrame) -> Figure:
     for axis, digits, (label, values) in zip(axes, (3, 1, 1), shown.items(), strict=True):
         axis.barh(range(len(frame)), values.fillna(0), color=colours)
         for row, value in enumerate(values):
-            missing = "broken" if frame["broken"].iloc[row] else "n/a"
+            missing = "broken" if frame["broken"].iloc[row] == 1 else "n/a"
             text = missing if np.isnan(value) else f"{value:.{digits}f}"
             axis.annotate(text, (np.nan_to_num(value), row), (3, 0), textcoords="offset points", va="center")
         axis.set(xlabel=label)
@@ -328,7 +328,7 @@ def band(tidy: pd.DataFrame, column: str) -> Figure:
         known = ", ".join(tidy["column"].unique())
         raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
     low, high, mean = rows[["null_low", "null_high", "null_mean"]].iloc[0]
-    rows = rows[~rows["void"] & rows["value"].notna()]
+    rows = rows[rows["void"].ne(True) & rows["value"].notna()]
     if rows.empty:
         raise ZsuError(f"no model has a number {column!r}", where="band", remedy="choose another")
     figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(rows) + 1.1))
@@ -366,7 +366,7 @@ def gaps(tidy: pd.DataFrame, farthest: float = 8) -> Figure:
     check_frame(tidy, numbers, ("column", "model"), "gaps", "the tidy() of a report")
     half = (tidy["null_high"] - tidy["null_low"]) / 2
     shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))
-    shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & ~tidy["broken"]]
+    shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & tidy["broken"].ne(True)]
     if shown["gap"].isna().all():
         raise ZsuError("no number of a model has a band", where="gaps", remedy="audit with more references")
     order = shown["column"].unique()
@@ -389,12 +389,12 @@ def routing(means: pd.DataFrame) -> Figure:
     Of more than 30 classes, those that some model gives most to.
     """
     check_frame(means, getattr(means, "columns", ()), (), "routing", "the .routing of a report")
-    means = means.loc[:, np.sort(np.argsort(-means.max(), kind="stable")[:30])] if means.shape[1] > 30 else means
+    means = means.iloc[:, np.sort(np.argsort(-means.max().to_numpy(), kind="stable")[:30])]
     figure, axis = plt.subplots(figsize=(0.8 * means.shape[1] + 2, 0.4 * len(means) + 1.6), layout="constrained")
     options = {"cmap": "Greys", "vmin": 0, "vmax": 100, "cbar": False, "xticklabels": False, "yticklabels": False}
     sns.heatmap(100 * means, annot=True, fmt=".0f", ax=axis, **options)
     name_rows(axis, means.index, 0.5)
-    axis.set_xticks(np.arange(means.shape[1]) + 0.5, means.columns, rotation=45, parse_math=False)
+    axis.set_xticks(np.arange(means.shape[1]) + 0.5, map(readable, means.columns), rotation=45, parse_math=False)
     axis.set(xlabel="mean probability of the class (%)", ylabel="")
     return figure
 
@@ -416,8 +416,8 @@ def scoreboard(board: pd.DataFrame) -> Figure:
         "at": 100 * board["at_test"],
         "drop": 100 * board["ag_drop"],
     })[~board["method"].isin(["original", "retrain"])]  # fmt: skip
-    if shown.empty:
-        raise ZsuError("no method on the board", where="scoreboard", remedy="bench at least one")
+    if shown.isna().all().any():  # of no row all is NaN
+        raise ZsuError("no method has all three numbers", where="scoreboard", remedy="bench with references")
     medians = shown.groupby("method").median().sort_values("divergence")
     unit = ", in half-widths\nfrom the middle of its own null band" if banded else "\n/ the null"
     labels = {
