@@ -271,6 +271,7 @@ def targets(dataset: Dataset) -> torch.Tensor:
     if not hasattr(dataset, "targets") and isinstance(dataset, Subset):
         return targets(dataset.dataset)[subset_indices(dataset)]
     if not hasattr(dataset, "targets") and isinstance(dataset, ConcatDataset):
+        classes(dataset)  # the same of all parts
         return torch.cat([targets(part) for part in dataset.datasets])
     if not hasattr(dataset, "targets"):
         remedy = "set dataset.targets to the labels and dataset.classes to their names, as torchvision does"

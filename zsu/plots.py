@@ -321,7 +321,7 @@ def band(tidy: pd.DataFrame, column: str) -> Figure:
     ZsuError
         The audit has no such number.
     """
-    numbers = ("value", "null_low", "null_high", "null_mean", "inside", "void")
+    numbers = ["value", "null_low", "null_high", "null_mean", "inside", "void"]
     check_frame(tidy, numbers, ("column", "model"), "band", "the tidy() of a report")
     rows = tidy[tidy["column"] == column]
     if rows.empty:
@@ -362,8 +362,7 @@ def gaps(tidy: pd.DataFrame, farthest: float = 8) -> Figure:
     ZsuError
         No number has a band.
     """
-    numbers = ("gap", "null_low", "null_high", "broken")
-    check_frame(tidy, numbers, ("column", "model"), "gaps", "the tidy() of a report")
+    check_frame(tidy, ("gap", "null_low", "null_high", "broken"), ("column", "model"), "gaps", "the tidy() of a report")
     half = (tidy["null_high"] - tidy["null_low"]) / 2
     shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))
     shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & tidy["broken"].ne(True)]
@@ -372,9 +371,10 @@ def gaps(tidy: pd.DataFrame, farthest: float = 8) -> Figure:
     order = shown["column"].unique()
     figure, axis = plt.subplots(figsize=(8, 0.24 * len(order) + 1.4), layout="constrained")
     axis.axvspan(-1, 1, color=GREY, alpha=0.4, linewidth=0)
-    sns.stripplot(shown, x="gap", y="column", hue="model", order=order, jitter=False, dodge=True, size=4, ax=axis)
-    limits = (-farthest - 0.5, farthest + 0.5)
-    axis.set(xlabel="gap to retrained models / half-width of the band", ylabel="", xlim=limits)
+    style = {"jitter": False, "dodge": True, "size": 4, "legend": "full"}
+    sns.stripplot(shown, x="gap", y="column", hue="model", order=order, **style, ax=axis)
+    axis.set(xlabel="gap to retrained models / half-width of the band", ylabel="")
+    axis.set(xlim=(-farthest - 0.5, farthest + 0.5))
     name_rows(axis, order)
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="", frameon=False)
     for text in axis.get_legend().get_texts():
