@@ -171,9 +171,9 @@ def test_relevance_of_other_samples_or_without_numbers_is_refused():
     for maps in (x[:1], x * torch.nan, "relevance", None, x[0, 0]):
         with pytest.raises(ZsuError):
             plots.heatmaps(x, maps)
-    for maps in ({}, None, {"a": x}):
+    for one, maps in ((x[:1], {}), (x[:1], None), (x[:1], {"a": x * torch.nan}), (x, {"a": x})):
         with pytest.raises(ZsuError):
-            plots.comparison(x[:1], maps)
+            plots.comparison(one, maps)
     for activation, path, top in ((x, [("a", 0)], 8), (torch.rand(2, 1), [], 8), (torch.rand(2, 1), [("a", 0)], 0)):
         with pytest.raises(ZsuError):
             plots.activating(x, activation, path, top)

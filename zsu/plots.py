@@ -89,19 +89,18 @@ def comparison(x: Tensor, maps: dict[str, Tensor]) -> Figure:
     x : Tensor (1, C, H, W) or (1, C, L)
         One image in [0, 1], or one series.
     maps : dict of str to Tensor, as x
-        From `zsu.compare`.
+        From `zsu.compare`; of maps of several samples the first is drawn.
 
     Raises
     ------
     ZsuError
-        Not one image, no maps, or maps of several images.
+        Not one image, no maps, or maps that are none.
     """
     check_type(maps, Mapping, "comparison", "what zsu.compare returns")
     shown = {"image": drawable(x, "comparison")}
     shown |= {name: drawable(heat, "comparison", any_channels=True) for name, heat in maps.items()}
-    if any(len(t) != 1 for t in shown.values()):
-        what = f"an image and maps of {[len(t) for t in shown.values()]} samples"
-        raise ZsuError(what, where="comparison", remedy="pass one image and maps of it")
+    if len(x) != 1:
+        raise ZsuError(f"{len(x)} images", where="comparison", remedy="pass one, such as x[:1], and maps of it")
     figure, axes = grid(1, len(shown), 2.5, 2.1)
     for axis, (name, t) in zip(axes[0], shown.items(), strict=True):
         (draw_image if t is shown["image"] else draw_heat)(axis, t[0])
