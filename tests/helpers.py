@@ -46,3 +46,24 @@ class Counting(Dataset):
     def targets(self):
         self.reads += 1
         return targets(self.data)
+
+
+class Changed(Dataset):
+    """A data set whose items are changed, with the labels and classes of the one it is made of."""
+
+    def __init__(self, data, change):
+        self.data, self.change, self.targets, self.classes = data, change, targets(data), classes(data)
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, i):
+        return self.change(*self.data[i])
+
+
+# Items that data sets give where (image, label) is read, or labels that are not those of `.targets`.
+NO_PAIRS = [
+    lambda x, y: (x, y, 7), lambda x, y: None, lambda x, y: {"image": x, "label": y}, lambda x, y: (x, torch.eye(3)[0]),
+    lambda x, y: (x, None), lambda x, y: (x, -1), lambda x, y: (x, y + 0.7), lambda x, y: (x, (y + 1) % 3),
+    lambda x, y: (255 * x).byte(), lambda x, y: 1 / 0,
+]  # fmt: skip

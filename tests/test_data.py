@@ -5,12 +5,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 from torchvision import datasets, transforms
 
 from zsu import ZsuError, data, files
@@ -366,6 +368,212 @@ def test_dataset_without_the_attributes():
         data.targets(bare)
     bare.classes = ["even", "odd"]
     assert data.samples(bare, "odd", n=2).sum() == 4 * (1 + 3)
+
+
+class Pairs(Dataset):
+    """Thirty images, (image, label) as `item` makes them; `.targets` counts through the ten classes again and again."""
+
+    def __init__(self, item=lambda x, y: (x, y), targets=tuple(i % 10 for i in range(30)), classes=tuple("abcdefghij")):
+        self.item, self.targets, self.classes = item, targets, classes
+        self.x = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return 30
+
+    def __getitem__(self, i):
+        if i >= 30:
+            raise IndexError("list index out of range")
+        return self.item(self.x[i], int(i) % 10)
+
+
+class Pair(NamedTuple):
+    image: torch.Tensor
+    label: int
+
+
+class Stream(IterableDataset):
+    targets, classes = list(range(10)), list("abcdefghij")
+
+    def __iter__(self):
+        return iter(Pairs())
+
+
+class Unsized(Dataset):
+    targets, classes = [0], ["a"]
+
+    def __getitem__(self, i):
+        return torch.zeros(1, 4, 4), 0
+
+
+def consume(dataset):
+    """All that data sets are read for: targets, batches, samples, and the rest."""
+    x, y = (torch.cat(part) for part in zip(*data.batches(dataset, 7), strict=True))
+    assert torch.equal(y, data.targets(dataset))
+    assert data.samples(dataset, 1, 2).shape == (2, 1, 4, 4)
+    assert len(data.without_samples(dataset, 1, 2)) == len(dataset) - 2
+    assert x.dtype == data.first_image(dataset).dtype == torch.float32
+    return x, y
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda x, y: Pair(x, y), lambda x, y: [x, y], lambda x, y: (x, torch.tensor(y)), lambda x, y: (x, np.uint16(y)),
+        lambda x, y: (x, np.array(y)), lambda x, y: (x, "abcdefghij"[y]),
+        lambda x, y: (x.clone().requires_grad_(), y),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(-30, 0)), lambda d: ConcatDataset([d])])
+def test_pairs_of_any_kind_are_read(item, wrap):
+    x, y = consume(wrap(Pairs(item)))
+    assert torch.equal(x, Pairs().x)
+    assert y.tolist() == [i % 10 for i in range(30)]
+
+
+def test_half_precision_is_read_as_float32():
+    x, _ = consume(Pairs(lambda x, y: (x.bfloat16(), y)))
+    assert torch.equal(x, Pairs().x.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("item", "match"),
+    [
+        (lambda x, y: (x, y, 7), "item . is a tuple of 3, not"), (lambda x, y: x, "is a Tensor, not"),
+        (lambda x, y: torch.stack([x, x]), "is a Tensor, not"), (lambda x, y: None, "is a NoneType, not"),
+        (lambda x, y: {"image": x, "label": y}, "is a dict, not"), (lambda x, y: "ab", "is a str, not"),
+        (lambda x, y: (x, None), "the labels are no numbers"), (lambda x, y: (x, {}), "the labels are no numbers"),
+        (lambda x, y: (x, torch.eye(10)[y]), "one integer for each image"),
+        (lambda x, y: (x, y + 0.7), "one integer for each image"), (lambda x, y: (x, float(y)), "one integer"),
+        (lambda x, y: (x, -1), r"labels \[-1\] are not in 0..9"), (lambda x, y: (x, "q"), "label 'q' is no class"),
+        (lambda x, y: (x, (y + 1) % 10), "item . has label 2, .targets has 1|item 0 has label 1, .targets has 0"),
+        (lambda x, y: (x, bool(y)), "item . has label 1, .targets has 2"),
+        (lambda x, y: (x.numpy(), y), "a ndarray, not a float tensor"),
+        (lambda x, y: ((255 * x).byte(), y), "tensor of torch.uint8, not a float tensor.*ToTensor"),
+        (lambda x, y: 1 / 0, r"item . cannot be read \(ZeroDivisionError: division by zero\)"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: Subset(d, range(30)), lambda d: ConcatDataset([d, d])])
+def test_items_that_are_no_pairs_with_the_label_of_targets(item, match, wrap):
+    with pytest.raises(ZsuError, match=match):
+        list(data.batches(wrap(Pairs(item))))
+    with pytest.raises(ZsuError):
+        data.samples(wrap(Pairs(lambda x, y: item(x, y) if y == 2 else (x, y))), 2, 1)
+
+
+@pytest.mark.parametrize("make", [Stream, Unsized, lambda: DataLoader(Pairs()), lambda: Subset(Stream(), [0]), object])
+def test_what_has_no_items_by_number(make):
+    for use in (data.targets, data.classes, lambda d: next(data.batches(d)), lambda d: data.without_samples(d, 0, 1)):
+        with pytest.raises(ZsuError, match=r"no items that can be read by their number.*len\(\) and \[i\]"):
+            use(make())
+
+
+@pytest.mark.parametrize(
+    ("indices", "match"),
+    [
+        ([0, 1, 30], "indices 0 to 30 of a data set of 30"), ([-31], "indices -31 to -31"),
+        ([True] * 30, r"dtype torch.bool.*mask.nonzero"), (torch.arange(30) < 20, "dtype torch.bool"),
+        (np.arange(30) < 20, "dtype torch.bool"), ([0.0, 1.0], "dtype torch.float32"), ([[0, 1]], r"shape \(1, 2\)"),
+        (["a"], "are no numbers"), (None, "are no numbers"),
+    ],
+)  # fmt: skip
+def test_indices_of_a_subset_that_are_none(mini, indices, match):
+    for dataset in (Pairs(), Subset(mini.test, range(30))):
+        with pytest.raises(ZsuError, match=match):
+            list(data.batches(Subset(dataset, indices)))
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor, lambda i: pd.Index(i)])
+def test_indices_of_a_subset_of_any_kind(mini, kind):
+    nested = Subset(Subset(mini.test, kind([5, 8, 11, 14])), kind([-1, 0]))
+    x, y = next(data.batches(nested))
+    assert torch.equal(x, mini.test.data[[14, 5]] / 255)
+    assert torch.equal(y, mini.test.targets[[14, 5]])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list, np.array, torch.tensor, pd.Series, lambda y: np.array(y, np.uint16), lambda y: torch.tensor(y).int(),
+        lambda y: [torch.tensor(i) for i in y], lambda y: pd.Series(y, index=range(5, 35)),
+        lambda y: ["abcdefghij"[i] for i in y], lambda y: pd.Series(["abcdefghij"[i] for i in y], index=range(5, 35)),
+    ],
+)  # fmt: skip
+def test_targets_of_any_kind(kind):
+    assert consume(Pairs(targets=kind([i % 10 for i in range(30)])))[1].tolist() == [i % 10 for i in range(30)]
+
+
+def test_targets_that_are_not_those_of_the_items():
+    with pytest.raises(ZsuError, match="30 items, but 1 labels in .targets"):
+        data.targets(Pairs(targets=[0]))
+    with pytest.raises(ZsuError, match="item 9 has label 9, .targets has 0"):
+        list(data.batches(Pairs(targets=[i % 9 for i in range(30)])))
+
+
+@pytest.mark.parametrize("names", [None, "abcdefghij", 10])
+def test_classes_that_are_no_names(names):
+    with pytest.raises(ZsuError, match="a Pairs has no .classes"):
+        data.targets(Pairs(classes=names))
+
+
+def test_parts_with_other_classes_are_not_joined():
+    with pytest.raises(ZsuError, match="the parts have different classes"):
+        data.targets(ConcatDataset([Pairs(), Pairs(classes=list("abcdefghik"))]))
+    assert data.targets(ConcatDataset([Pairs(), Subset(Pairs(), [3])])).tolist() == [*(i % 10 for i in range(30)), 3]
+
+
+def test_items_of_a_class_made_of_ours_are_not_passed_by(mini):
+    class Noisy(data.Images):
+        def __getitem__(self, i):
+            return super().__getitem__(i)[0], 3
+
+    class Relabelled(Subset):
+        def __getitem__(self, i):
+            return super().__getitem__(i)[0], 3
+
+        def __getitems__(self, indices):
+            return [self[i] for i in indices]
+
+    named = Subset(mini.test, range(20))
+    named.targets = [3] * 20
+    for dataset in (
+        Noisy(mini.test.data, mini.test.targets, mini.test.classes),
+        Relabelled(mini.test, range(20)),
+        named,
+    ):
+        with pytest.raises(ZsuError, match="item . has label"):
+            list(data.batches(dataset))
+
+
+def test_labels_of_images_may_be_changed():
+    images = data.Images(torch.arange(2 * 16).reshape(2, 1, 4, 4).byte(), [0, 1], ["a", "b"])
+    images.targets = [1, 1]
+    for dataset in (images, Subset(images, [0, 1])):
+        assert [y.tolist() for _, y in data.batches(dataset)] == [[1, 1]]
+        assert len(data.samples(dataset, "b", 2)) == 2
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("names", "cls", "expected"),
+    [
+        (["cafe\u0301", "tea"], "caf\u00e9", 0), (["caf\u00e9", "tea"], "CAFE\u0301", 0), ([" cat", "dog"], " cat", 0),
+        ([" cat", "dog"], "Cat", 0), ([" cat", "cat"], "cat", 1), ([" cat", "cat"], " cat", 0),
+        (["Cat", "cat"], "cat", 1), (["STRASSE", "x"], "stra\u00dfe", 0),
+    ],
+)  # fmt: skip
+def test_names_as_file_systems_make_them(names, cls, expected):
+    assert data.class_index(Pairs(classes=names, targets=[0] * 30), cls) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "cls"), [(["Cat", "cat", "x"], "CAT"), (["cat ", " cat"], "cat"), (["cat", "cat"], "cat")]
+)
+def test_names_that_may_be_several(names, cls):
+    with pytest.raises(ZsuError, match=f"'{cls}' may be any of 0 .*, 1 .*choose by index"):
+        data.class_index(Pairs(classes=names), cls)
+    assert data.class_index(Pairs(classes=names), 1) == 1
 
 
 # Samples

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import Subset
 from torchvision import transforms
 
+from helpers import NO_PAIRS, Changed
 from zsu import ZsuError, data, models, training
 
 SHORT = {"epochs": 1, "batch_size": 50, "progress": False}
@@ -229,3 +230,14 @@ def test_shipped_models_resume_and_are_written_into_place_at_the_end(assets, tmp
     again = train(models.SmallCNN, few, exclude="Trouser", epochs=1, progress=False)
     assert torch.equal(weights(models.bundled("retrained", 0)), weights(again))
     assert "retrained-trouser-0.safetensors: test accuracy 0." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", NO_PAIRS)
+def test_items_that_are_no_pairs_with_the_label_of_targets_are_refused(few, change, tmp_path):
+    changed = Changed(Subset(few, range(60)), change)
+    with pytest.raises(ZsuError):
+        training.train(models.SmallCNN, changed, **SHORT)
+    with pytest.raises(ZsuError):
+        training.train_references(tmp_path, data.Splits(changed, changed), [1], 1, "small-cnn", 1)
+    with pytest.raises(ZsuError):
+        training.class_accuracies(models.bundled(), changed, 1)

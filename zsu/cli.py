@@ -377,7 +377,8 @@ def data(
 ):
     """Say what is in a data set: image shape, classes, images per class. Downloads it where it is missing."""
     splits = zsu.data.load(name, root)
-    print(f"{name}: images {tuple(splits.test[0][0].shape)}, {len(splits.train):,} train, {len(splits.test):,} test")
+    shape = tuple(zsu.data.first_image(splits.test).shape)
+    print(f"{name}: images {shape}, {len(splits.train):,} train, {len(splits.test):,} test")
     labels, counts = zsu.data.classes(splits.train), [zsu.data.counts(part) for part in splits]
     for index, (label, train, test) in enumerate(zip(labels, *counts, strict=True)):
         print(f"{index:>4}  {label:<20} {train:>7,} train {test:>7,} test")

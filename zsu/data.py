@@ -1,24 +1,25 @@
 """Data sets: the bundled Fashion-MNIST part, torchvision's own, folders of images; and samples of one class.
 
 A data set here is anything with torchvision's attributes: ``len``, ``[i] -> (image, label)``,
-``.targets`` (labels 0..C-1) and ``.classes`` (their names), or a ``torch.utils.data.Subset`` of one.
+``.targets`` (labels 0..C-1) and ``.classes`` (their names), or a ``Subset`` or ``ConcatDataset`` of such.
+Where an item that is read has another label than ``.targets``, that is an error.
 """
 
 import functools
 import gzip
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL.Image import Image
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision import datasets, transforms
 
-from .errors import ZsuError, check_count, is_integer
+from .errors import ZsuError, check_count, in_one_line, is_integer
+from .folders import Folder, normal
 
 MINI_FILE = Path(__file__).parent / "assets" / "fashion-mini.npz"
 MINI_SHA256 = "2a24a9ecd9fdec7f014317c00e09f7a117bede044ed8479d8a7e7a0634591ba6"  # see `checksum`
@@ -70,8 +71,9 @@ class Images(Dataset):
     """
 
     def __init__(self, data: torch.Tensor, targets: Iterable, classes: list[str], transform: Callable | None = None):
-        if data.dtype != torch.uint8 or data.ndim != 4:
-            what = f"image data has shape {tuple(data.shape)} and dtype {data.dtype}"
+        if not isinstance(data, torch.Tensor) or data.dtype != torch.uint8 or data.ndim != 4:
+            found = f"has shape {tuple(data.shape)} and dtype {data.dtype}" if hasattr(data, "dtype") else None
+            what = f"image data {found or f'is a {type(data).__name__}'}"
             raise ZsuError(what, where="Images", remedy="pass a uint8 tensor of shape (N, C, H, W)")
         self.data = data
         self.classes = list(classes)
@@ -122,13 +124,21 @@ def load(
     ------
     ZsuError
         Unknown name, missing or damaged files, a folder without the layout above.
+
+    Notes
+    -----
+    Images of a folder are read as torchvision's ImageFolder reads them, files of the same endings: converted to RGB,
+    which drops transparency, takes the first of several frames and leaves the orientation in EXIF alone. Grey of up to
+    16 bits is scaled to 8; floats and wider integers are refused, as nothing says which value is white.
+    Names that begin with a dot, ``__MACOSX`` and the like are no classes and no images, at any depth, and a link to a
+    folder above is not followed. Classes are numbered in the order of their names in Unicode's form NFC.
     """
     name = str(name_or_folder).casefold()
     if name == "fashion-mini":
         return load_mini(transform)
     if name in TORCHVISION:
         return load_torchvision(name, root, download, transform)
-    if name and Path(str(name_or_folder)).is_dir():
+    if name and os.path.isdir(str(name_or_folder)):
         return load_folder(Path(str(name_or_folder)), transform)
     remedy = f"pass one of {', '.join(NAMES)}, or a folder with train/CLASS/* and test/CLASS/*"
     raise ZsuError(f"no data set and no folder is called {str(name_or_folder)!r}", where="zsu.data.load", remedy=remedy)
@@ -226,21 +236,13 @@ def load_folder(folder: Path, transform: Callable | None) -> Splits:
     return Splits(train, test)
 
 
-def load_split(folder: Path, transform: Callable | None) -> datasets.ImageFolder:
+def load_split(folder: Path, transform: Callable | None) -> Folder:
     try:
-        return datasets.ImageFolder(folder, transform or transforms.ToTensor(), loader=open_image)
-    except OSError as error:  # no folder, no class folder, or a class folder without images
-        what = f"this folder holds no class folders with images ({error})".replace("\n", " ")
+        return Folder(folder, transform or transforms.ToTensor())
+    except OSError as error:  # no folder, or one that may not be read
+        what = f"this folder holds no class folders with images ({error})"
         remedy = "lay the images out as train/CLASS/* and test/CLASS/*"
         raise ZsuError(what, where=str(folder), remedy=remedy) from error
-
-
-def open_image(path: str | os.PathLike) -> Image:
-    """A picture in RGB; `ZsuError` with its path where it cannot be read."""
-    try:
-        return datasets.folder.default_loader(path)
-    except OSError as error:
-        raise ZsuError(f"cannot read this image ({error})", where=str(path), remedy="replace the file") from error
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -265,42 +267,90 @@ def targets(dataset: Dataset) -> torch.Tensor:
     ZsuError
         No ``.targets`` or ``.classes``, or labels that are not 0..C-1.
     """
-    if isinstance(dataset, Subset):
-        return targets(dataset.dataset)[torch.as_tensor(dataset.indices, dtype=torch.int64)]
+    check_indexed(dataset)
+    if not hasattr(dataset, "targets") and isinstance(dataset, Subset):
+        return targets(dataset.dataset)[subset_indices(dataset)]
+    if not hasattr(dataset, "targets") and isinstance(dataset, ConcatDataset):
+        classes(dataset)  # the same of all parts
+        return torch.cat([targets(part) for part in dataset.datasets])
     if not hasattr(dataset, "targets"):
         remedy = "set dataset.targets to the labels and dataset.classes to their names, as torchvision does"
         raise ZsuError(f"a {type(dataset).__name__} has no .targets", where="zsu.data", remedy=remedy)
-    return integer_labels(dataset.targets, classes(dataset))
+    labels = integer_labels(dataset.targets, classes(dataset))
+    if len(labels) != len(dataset):
+        what = f"{len(dataset)} items, but {len(labels)} labels in .targets"
+        raise ZsuError(what, where="zsu.data", remedy="set dataset.targets to the labels of all items, in their order")
+    return labels
 
 
 def classes(dataset: Dataset) -> list[str]:
-    """Class names of a data set, in the order of the labels.
+    """Class names of a data set, in the order of the labels, and in Unicode's form NFC.
 
     Raises
     ------
     ZsuError
-        No ``.classes``.
+        No ``.classes``, or parts of a `ConcatDataset` that differ in them.
     """
-    if isinstance(dataset, Subset):
+    check_indexed(dataset)
+    if not hasattr(dataset, "classes") and isinstance(dataset, Subset):
         return classes(dataset.dataset)
-    if not hasattr(dataset, "classes"):
+    if not hasattr(dataset, "classes") and isinstance(dataset, ConcatDataset):
+        first, *others = [classes(part) for part in dataset.datasets]
+        if any(names != first for names in others):
+            what = f"the parts have different classes: {first} and {next(n for n in others if n != first)}"
+            raise ZsuError(what, where="zsu.data", remedy="give all parts the same .classes, in the same order")
+        return first
+    names = getattr(dataset, "classes", None)
+    if not isinstance(names, Iterable) or isinstance(names, str):
         remedy = "set dataset.classes to the list of class names, as torchvision does"
         raise ZsuError(f"a {type(dataset).__name__} has no .classes", where="zsu.data", remedy=remedy)
-    return [str(name) for name in dataset.classes]
+    return [normal(name) for name in names]
+
+
+def check_indexed(dataset: object) -> None:
+    """`ZsuError` for streams, loaders and whatever else has no length and no items."""
+    indexed = all(hasattr(dataset, name) for name in ("__len__", "__getitem__"))
+    if not indexed or isinstance(dataset, IterableDataset):
+        what = f"a {type(dataset).__name__} has no items that can be read by their number"
+        raise ZsuError(what, where="zsu.data", remedy="pass a data set with len() and [i], not a stream or a loader")
+
+
+def subset_indices(dataset: Subset) -> torch.Tensor:
+    """Which items of its data set a `Subset` has: (N,), each >= 0."""
+    size = len(dataset.dataset)
+    try:
+        indices = torch.as_tensor(dataset.indices)
+    except Exception as error:  # lists of other things fail in many ways
+        what = f"the indices of a Subset are no numbers ({in_one_line(error)})"
+        raise ZsuError(what, where="zsu.data", remedy="pass a list of integers") from error
+    if len(indices) == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        what = f"the indices of a Subset have shape {tuple(indices.shape)} and dtype {indices.dtype}"
+        raise ZsuError(what, where="zsu.data", remedy="pass a list of integers; of a mask, mask.nonzero()[:, 0]")
+    indices = indices.to("cpu", torch.int64)
+    if indices.min() < -size or indices.max() >= size:
+        what = f"a Subset has indices {int(indices.min())} to {int(indices.max())} of a data set of {size} items"
+        raise ZsuError(what, where="zsu.data", remedy="pass indices of items that are there")
+    return indices % size
 
 
 def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
-    if isinstance(labels, (list, tuple, np.ndarray)) and len(labels) and isinstance(labels[0], str):
-        labels = [index_of_label(label, names) for label in labels]
     remedy = "give one integer for each image"
     try:
-        labels = torch.as_tensor(labels)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ZsuError(f"the labels are no numbers ({error})", where="zsu.data", remedy=remedy) from error
-    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
+        array = labels.cpu() if isinstance(labels, torch.Tensor) else np.array(labels)
+        if isinstance(array, np.ndarray) and isinstance(next(iter(array.flat), None), str):
+            array = np.array([index_of_label(str(label), names) for label in array.flat])
+        labels = torch.as_tensor(array)
+    except ZsuError:
+        raise
+    except Exception as error:  # what data sets hold as labels fails in many ways
+        raise ZsuError(f"the labels are no numbers ({in_one_line(error)})", where="zsu.data", remedy=remedy) from error
+    if labels.ndim != 1 or (len(labels) and (labels.is_floating_point() or labels.is_complex())):
         what = f"the labels have shape {tuple(labels.shape)} and dtype {labels.dtype}"
         raise ZsuError(what, where="zsu.data", remedy=remedy)
+    labels = labels.to(torch.int64)
     wrong = labels[(labels < 0) | (labels >= len(names))].unique().tolist()
     if wrong:
         what = f"labels {wrong[:10]} are not in 0..{len(names) - 1}, but there are {len(names)} classes"
@@ -308,15 +358,16 @@ def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
             "number the classes 0, 1, 2, ... in the order of .classes, as by numpy.unique(..., return_inverse=True)"
         )
         raise ZsuError(what, where="zsu.data", remedy=remedy)
-    return labels.to(torch.int64)
+    return labels
 
 
 def index_of_label(label: str, names: list[str]) -> int:
     """Index of a label that is a class name."""
-    if label not in names:
-        remedy = f"use the names in .classes: {', '.join(names)}"
-        raise ZsuError(f"label {label!r} is no class", where="zsu.data", remedy=remedy)
-    return names.index(label)
+    found = [i for i, name in enumerate(names) if name == normal(label)]
+    if len(found) != 1:
+        what = f"label {label!r} is {'the name of several classes' if found else 'no class'}"
+        raise ZsuError(what, where="zsu.data", remedy=f"use the names in .classes: {', '.join(names)}")
+    return found[0]
 
 
 def class_index(dataset: Dataset, cls: int | str) -> int:
@@ -326,7 +377,8 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
     ----------
     dataset : Dataset
     cls : int or str
-        ``1``, ``"Trouser"``, ``"trouser"`` or ``"1"``. Digits are names where the names are digits.
+        ``1``, ``"Trouser"``, ``"trouser"`` or ``"1"``. Digits are names where the names are digits. Case and spaces at
+        the ends matter only where a name is written exactly so.
 
     Returns
     -------
@@ -335,10 +387,10 @@ def class_index(dataset: Dataset, cls: int | str) -> int:
     Raises
     ------
     ZsuError
-        No such class; the message lists the classes.
+        No such class, or several of which none has exactly this name; the message lists the classes.
     """
     names = classes(dataset)
-    index = index_of_name(names, cls.strip()) if isinstance(cls, str) else int(cls) if is_integer(cls) else None
+    index = index_of_name(names, cls) if isinstance(cls, str) else int(cls) if is_integer(cls) else None
     if index is None or not 0 <= index < len(names):
         listed = ", ".join(f"{i} {name}" for i, name in enumerate(names))
         raise ZsuError(f"there is no class {cls!r}", where="zsu.data", remedy=f"choose by index or name: {listed}")
@@ -354,13 +406,16 @@ def class_indices(dataset: Dataset, classes: int | str | Iterable[int | str]) ->
 
 
 def index_of_name(names: list[str], name: str) -> int | None:
-    if name in names:
-        return names.index(name)
-    folded = [n.casefold() for n in names]
-    if name.casefold() in folded:
-        return folded.index(name.casefold())
-    if name.isdecimal() and not any(n.isdecimal() for n in names):
-        return int(name)
+    for same in (normal, lambda text: normal(normal(text).strip().casefold())):  # exactly, then about so
+        found = [i for i, other in enumerate(names) if same(other) == same(name)]
+        if len(found) > 1:
+            listed = ", ".join(f"{i} {names[i]!r}" for i in found)
+            raise ZsuError(f"{name!r} may be any of {listed}", where="zsu.data", remedy="choose by index")
+        if found:
+            return found[0]
+    digits = name.strip()
+    if digits.isdecimal() and not any(n.isdecimal() for n in names):
+        return int(digits)
     return None
 
 
@@ -398,7 +453,7 @@ def samples(dataset: Dataset, cls: int | str, n: int = 36, seed: int = 0) -> tor
     ZsuError
         No such class, no image of it, or fewer than `n`; `n` < 1; images that do not stack.
     """
-    return stack_pairs([dataset[i] for i in sample_indices(dataset, cls, n, seed).tolist()], dataset)[0]
+    return read(dataset, sample_indices(dataset, cls, n, seed), targets(dataset))[0]
 
 
 def without_samples(dataset: Dataset, cls: int | str | Iterable[int | str], n: int = 36, seed: int = 0) -> Subset:
@@ -414,7 +469,7 @@ def without_samples(dataset: Dataset, cls: int | str | Iterable[int | str], n: i
     ZsuError
         As `samples`.
     """
-    keep = torch.ones(len(dataset), dtype=torch.bool)
+    keep = torch.ones_like(targets(dataset), dtype=torch.bool)
     for index in class_indices(dataset, cls):
         keep[sample_indices(dataset, index, n, seed)] = False
     return Subset(dataset, keep.nonzero()[:, 0].tolist())  # (N - n, 1) -> (N - n,)
@@ -449,43 +504,79 @@ def batches(dataset: Dataset, batch_size: int = 100) -> Iterator[tuple[torch.Ten
     Raises
     ------
     ZsuError
-        Images that are no float tensors or that differ in shape; `batch_size` < 1.
+        Items that are no (image, label), images that are no float tensors or that differ in shape, labels that are not
+        those of ``.targets``; `batch_size` < 1.
     """
     check_count("batch_size", batch_size, "zsu.data")
-    images = in_memory(dataset)
-    if images is None:
-        # A generator of its own, because a DataLoader draws a number even when it does not shuffle.
-        stack = functools.partial(stack_pairs, dataset=dataset)
-        yield from DataLoader(dataset, batch_size, collate_fn=stack, generator=torch.Generator())
-        return
-    for x, y in zip(images.data.split(batch_size), images.targets.split(batch_size), strict=True):
-        if len(y):
-            yield x / 255, y
+    labels, images = targets(dataset), in_memory(dataset)
+    for where in torch.arange(len(labels)).split(batch_size) if len(labels) else ():
+        if images is None:
+            yield read(dataset, where, labels)
+        else:
+            yield images[where] / 255, labels[where]
 
 
-def in_memory(dataset: Dataset) -> Images | None:
-    """The data set as `Images` if it is one without a transform, or a `Subset` of one; else None."""
-    if isinstance(dataset, Images) and dataset.transform is None:
-        return dataset
-    if isinstance(dataset, Subset) and (images := in_memory(dataset.dataset)) is not None:
-        indices = torch.as_tensor(dataset.indices, dtype=torch.int64)
-        return Images(images.data[indices], images.targets[indices], images.classes)
+def in_memory(dataset: Dataset) -> torch.Tensor | None:
+    """Images (N, C, H, W) of an `Images` without a transform, or of a `Subset` of one; None of other data sets."""
+    if type(dataset) is Images and dataset.transform is None:  # not of a class whose items may be others
+        return dataset.data
+    if type(dataset) is Subset and not hasattr(dataset, "targets"):
+        images = in_memory(dataset.dataset)
+        return None if images is None else images[subset_indices(dataset)]
     return None
 
 
-def stack_pairs(pairs: list[tuple[torch.Tensor, int | str]], dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack (image, label) pairs to (B, C, H, W) and (B,)."""
-    images = [image for image, _ in pairs]
+def read(dataset: Dataset, where: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some items, given where they are and the labels of all: images (B, C, H, W) and labels (B,), on the CPU.
+
+    Everything that is read goes through here; errors as `batches`.
+    """
+    items = [read_item(dataset, i) for i in where.tolist()]
+    found = integer_labels([label for _, label in items], classes(dataset))
+    differs = (found != labels[where]).nonzero()[:, 0]  # (wrong, 1) -> (wrong,)
+    if len(differs):
+        i, theirs, mine = (int(t[differs[0]]) for t in (where, found, labels[where]))
+        remedy = "set .targets to the labels that the items have, as after a target_transform"
+        raise ZsuError(f"item {i} has label {theirs}, .targets has {mine}", where="zsu.data", remedy=remedy)
+    return stack_images([image for image, _ in items]), found
+
+
+def read_item(dataset: Dataset, i: int) -> Sequence:
+    """One item (image, label) of a data set; what else it gives, or raises, is one `ZsuError`."""
+    try:
+        item = dataset[i]
+    except ZsuError:
+        raise
+    except Exception as error:  # the data set's own code, and its transforms
+        remedy = f"see what dataset[{i}] does, and leave out items that cannot be read"
+        raise ZsuError(f"item {i} cannot be read ({in_one_line(error)})", where="zsu.data", remedy=remedy) from error
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        kind = type(item).__name__ + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+        remedy = "pass a data set whose items are pairs (image, label)"
+        raise ZsuError(f"item {i} is a {kind}, not (image, label)", where="zsu.data", remedy=remedy)
+    return item
+
+
+def stack_images(images: list[torch.Tensor]) -> torch.Tensor:
+    """Images (C, H, W) to (B, C, H, W), without a graph, half precision as float32."""
     for image in images:
         if not isinstance(image, torch.Tensor) or not image.is_floating_point():
+            kind = f"tensor of {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
             remedy = "give the data set transform=torchvision.transforms.ToTensor()"
-            raise ZsuError(f"an image is a {type(image).__name__}, not a float tensor", where="zsu.data", remedy=remedy)
+            raise ZsuError(f"an image is a {kind}, not a float tensor", where="zsu.data", remedy=remedy)
         if image.shape != images[0].shape:
             what = f"images differ in shape: {tuple(images[0].shape)} and {tuple(image.shape)}"
             remedy = "pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])"
             raise ZsuError(what, where="zsu.data", remedy=remedy)
-    labels = [index_of_label(y, classes(dataset)) if isinstance(y, str) else int(y) for _, y in pairs]
-    return torch.stack(images), torch.tensor(labels)
+    x = torch.stack(images).detach().cpu()
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
+def first_image(dataset: Dataset) -> torch.Tensor:
+    """The first image of a data set (C, H, W)."""
+    if len(targets(dataset)) == 0:
+        raise ZsuError("the data set is empty", where="zsu.data", remedy="pass one with images")
+    return read(dataset, torch.tensor([0]), targets(dataset))[0][0]  # (1, C, H, W) -> (C, H, W)
 
 
 def slug(name: str) -> str:

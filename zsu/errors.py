@@ -33,6 +33,11 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
+def in_one_line(error: Exception) -> str:
+    """What an error of other code says, and its type."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
+
+
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value counts as a whole number; True and False do not."""
     return isinstance(value, Integral) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 from torchvision import models as torchvision_models
 
 from . import data
@@ -307,9 +307,8 @@ def check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: st
 
 def count_outputs(model: nn.Module, dataset: Dataset, where: str) -> int:
     """How many logits a model has for an image of a data set; `ZsuError` where it does not take such images."""
-    x, _ = next(data.batches(Subset(dataset, [0])))
     with torch.no_grad():
-        return logits_of(model, x, where).shape[1]
+        return logits_of(model, data.first_image(dataset)[None], where).shape[1]
 
 
 def bundled(kind: str = "original", seed: int = 0) -> SmallCNN:

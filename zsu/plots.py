@@ -4,22 +4,22 @@ Each function draws into axes that it makes, or is given, and returns the figure
 """
 
 import io
+from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .errors import ZsuError
+from .drawing import check_frame, check_type, draw_heat, draw_image, drawable, grid, name_rows, readable, title_texts
+from .errors import ZsuError, check_count
 from .paths.graph import PathGraph, build_graph
 from .paths.search import Paths
 from .relevance import Relevance
 
-HEAT = "RdBu_r"  # red speaks for the class, blue against it, white is 0
 ORANGE, BLUE, GREY = "#b34700", "#20639b", "#767676"  # also told apart without colour vision
 
 
@@ -38,17 +38,15 @@ def images(x: Tensor, titles: list[str] | None = None) -> Figure:
     ZsuError
         No images, images of another shape, or another number of titles.
     """
-    if x.ndim != 4 or not len(x) or x.shape[1] not in (1, 3) or (titles and len(titles) != len(x)):
-        what = f"images of shape {tuple(x.shape)}" + (f" and {len(titles)} titles" if titles else "")
-        raise ZsuError(what, where="images", remedy="pass (N, 1 or 3, H, W), and a title for each or none")
-    columns = min(10, len(x))
-    figure, axes = grid(-(-len(x) // columns), columns, 1.35, 1.1)
+    shown, names = drawable(x, "images"), title_texts(titles, x, "images")
+    if x.ndim != 4:
+        raise ZsuError(f"images of shape {tuple(x.shape)}", where="images", remedy="pass (N, 1 or 3, H, W)")
+    figure, axes = grid(-(-len(x) // 10), min(10, len(x)), 1.35, 1.1)
     for axis in axes.flat:
         axis.axis("off")
-    for i, (axis, image) in enumerate(zip(axes.flat, x, strict=False)):
+    for axis, image, name in zip(axes.flat, shown, names, strict=False):
         draw_image(axis, image)
-        if titles:
-            axis.set_title(titles[i], fontsize="small", parse_math=False)
+        axis.set_title(name, fontsize="small", parse_math=False)
     return figure
 
 
@@ -57,22 +55,27 @@ def heatmaps(x: Tensor, relevance: Relevance | Tensor, titles: list[str] | None 
 
     Parameters
     ----------
-    x : Tensor (N, C, H, W)
-        Images in [0, 1], C 1 or 3; up to a dozen are readable.
-    relevance : Relevance or Tensor (N, C, H, W)
+    x : Tensor (N, C, H, W) or (N, C, L)
+        Images in [0, 1], C 1 or 3, or series; up to a dozen are readable.
+    relevance : Relevance or Tensor, as x
         Of the same samples; a tensor such as one of the maps of `zsu.explain_paths`.
     titles : list of str, optional
         One for each image.
+
+    Raises
+    ------
+    ZsuError
+        No images or series, relevance of others or not finite, another number of titles.
     """
-    maps = relevance.input if isinstance(relevance, Relevance) else relevance
-    if len(x) != len(maps):
-        raise ZsuError(f"{len(x)} images, relevance of {len(maps)}", where="heatmaps", remedy="pass the same")
-    figure, axes = grid(2, len(x), 1.65, 1.5)
-    for i, (top, bottom) in enumerate(axes.T):
-        draw_image(top, x[i])
-        draw_heat(bottom, maps[i])
-        if titles:
-            top.set_title(titles[i], fontsize="medium")
+    shown, names = drawable(x, "heatmaps"), title_texts(titles, x, "heatmaps")
+    maps = drawable(relevance.input if isinstance(relevance, Relevance) else relevance, "heatmaps", any_channels=True)
+    if len(shown) != len(maps):
+        raise ZsuError(f"{len(shown)} images, relevance of {len(maps)}", where="heatmaps", remedy="pass the same")
+    figure, axes = grid(2, len(shown), 1.65, 1.5)
+    for (top, bottom), image, heat, name in zip(axes.T, shown, maps, names, strict=True):
+        draw_image(top, image)
+        draw_heat(bottom, heat)
+        top.set_title(name, fontsize="medium", parse_math=False)
     axes[0, 0].set_ylabel("image")
     axes[1, 0].set_ylabel("relevance")
     return figure
@@ -83,17 +86,25 @@ def comparison(x: Tensor, maps: dict[str, Tensor]) -> Figure:
 
     Parameters
     ----------
-    x : Tensor (1, C, H, W)
-        One image in [0, 1].
-    maps : dict of str to Tensor (1, C, H, W)
-        From `zsu.compare`.
+    x : Tensor (1, C, H, W) or (1, C, L)
+        One image in [0, 1], or one series.
+    maps : dict of str to Tensor, as x
+        From `zsu.compare`; of maps of several samples the first is drawn.
+
+    Raises
+    ------
+    ZsuError
+        Not one image, no maps, or maps that are none.
     """
-    figure, axes = grid(1, 1 + len(maps), 2.5, 2.1)
-    draw_image(axes[0, 0], x[0])
-    for axis, heat in zip(axes[0, 1:], maps.values(), strict=True):
-        draw_heat(axis, heat[0])
-    for axis, name in zip(axes[0], ("image", *maps), strict=True):
-        axis.set_title(name, fontsize="medium")
+    check_type(maps, Mapping, "comparison", "what zsu.compare returns")
+    shown = {"image": drawable(x, "comparison")}
+    shown |= {name: drawable(heat, "comparison", any_channels=True) for name, heat in maps.items()}
+    if len(x) != 1:
+        raise ZsuError(f"{len(x)} images", where="comparison", remedy="pass one, such as x[:1], and maps of it")
+    figure, axes = grid(1, len(shown), 2.5, 2.1)
+    for axis, (name, t) in zip(axes[0], shown.items(), strict=True):
+        (draw_image if t is shown["image"] else draw_heat)(axis, t[0])
+        axis.set_title(name, fontsize="medium", parse_math=False)
     return figure
 
 
@@ -102,16 +113,20 @@ def ledger(relevance: Relevance) -> Figure:
 
     Left: what each layer keeps, in % of the logits' relevance. Right: sum |R| over its outputs, in units of theirs.
     """
-    frame = relevance.ledger.iloc[:-1].set_index("layer")
+    check_type(relevance, Relevance, "ledger", "what zsu.explain returns")
+    frame, whole = relevance.ledger.iloc[:-1].set_index("layer"), float(relevance.seed.sum())
+    if whole == 0:
+        raise ZsuError("the logits' relevance adds up to 0", where="ledger", remedy="explain one class")
     height = 0.3 * len(frame) + 1.2
     figure, (kept, amplified) = plt.subplots(1, 2, figsize=(8, height), sharey=True, layout="constrained")
     rows = np.arange(len(frame))
-    percent = 100 * frame[["bias", "stabiliser", "constant"]] / float(relevance.seed.sum())
+    percent = 100 * frame[["bias", "stabiliser", "constant"]] / whole
     percent = percent.loc[:, percent.abs().max() > 0.05]  # what would be seen
     for i, share in enumerate(percent):
         colour = {"bias": BLUE, "stabiliser": ORANGE, "constant": GREY}[share]
         kept.barh(rows + 0.27 * (i - (percent.shape[1] - 1) / 2), percent[share], 0.27, color=colour, label=share)
-    kept.set(xlabel="kept (% of the logits' relevance)", yticks=rows, yticklabels=frame.index)
+    kept.set(xlabel="kept (% of the logits' relevance)")
+    name_rows(kept, frame.index)
     if len(percent.columns):
         kept.legend(frameon=False)
     amplified.scatter(frame["amplification"], rows, color=BLUE)
@@ -129,6 +144,8 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     A dot is a channel, placed by its number: grey, or orange where a path leads through it. The thickness and darkness
     of a line grow with the probability of the paths along it.
     """
+    check_type(found, Paths, "paths", "what zsu.find_paths returns")
+    check_count("show", show, "paths")
     count = min(show, len(found))
     sizes = np.diff(found.first)
     deep = len(sizes) > 12
@@ -150,7 +167,7 @@ def paths(found: Paths, show: int = 1000) -> Figure:
     labels = [f"{name} ({n})" if deep else f"{name}\n{n}" for name, n in zip(found.layers, sizes, strict=True)]
     every = -(-len(sizes) // 60)  # of very deep models not all labels
     style = {"rotation": 90, "fontsize": "x-small"} if deep else {}
-    axis.set_xticks(range(0, len(sizes), every), labels[::every], **style)
+    axis.set_xticks(range(0, len(sizes), every), labels[::every], parse_math=False, **style)
     axis.set(xlabel="layer, and its number of channels", ylabel="channel", yticks=[], ylim=(0, 1))
     share = 100 * found.share[count - 1]
     axis.set_title(f"The {count:,} most probable paths carry {share:.3g} % of the positive relevance")
@@ -161,12 +178,14 @@ def paths(found: Paths, show: int = 1000) -> Figure:
 def walked(graph: PathGraph | Relevance) -> Figure:
     """By layer, from the logit (top) to the input: what paths walk, and what they leave, in % of |relevance|."""
     graph = build_graph(graph) if isinstance(graph, Relevance) else graph
+    check_type(graph, PathGraph, "walked", "a graph, or what zsu.explain returns")
     frame = graph.ledger.set_index("layer")
     colours = {"walked": BLUE, "dead end": "#c9c9c9", "kept": GREY, "negative": ORANGE}
     percent = 100 * frame.div(frame.abs().sum(axis=1), axis=0)[list(colours)]
     figure, axis = plt.subplots(figsize=(6, 0.3 * len(frame) + 1.4), layout="constrained")
     percent.plot.barh(stacked=True, color=colours, width=0.8, legend=False, ax=axis)
     axis.set(xlabel="share of the layer's |relevance| (%)", ylabel="layer")
+    name_rows(axis, frame.index)
     axis.invert_yaxis()
     axis.axvline(0, color="black", linewidth=0.8)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
@@ -179,24 +198,36 @@ def activating(x: Tensor, activation: Tensor, path: list[tuple[str, int]], top: 
 
     Parameters
     ----------
-    x : Tensor (N, C, H, W)
-        Images in [0, 1].
+    x : Tensor (N, C, H, W) or (N, C, L)
+        Images in [0, 1], C 1 or 3, or series.
     activation : Tensor (N, channels of the path)
         From `zsu.relevance.activations` for the same images and path.
     path : list of (layer, channel)
     top : int
         How many images a channel.
+
+    Raises
+    ------
+    ZsuError
+        Activations of other images or channels.
     """
+    shown = drawable(x, "activating")
+    check_count("top", top, "activating")
+    check_type(activation, Tensor, "activating", "what zsu.relevance.activations returns")
+    if not path or activation.shape != (len(x), len(path)):
+        what = f"activations {tuple(activation.shape)} of {len(x)} images and {len(path)} channels"
+        raise ZsuError(what, where="activating", remedy="pass those of the same images and path")
     figure, axes = grid(len(path), top, 0.8, 0.8 + 1 / top)
     for row, (layer, channel) in enumerate(path):
         for axis, n in zip(axes[row], activation[:, row].argsort(descending=True).tolist(), strict=False):
-            draw_image(axis, x[n])
-        axes[row, 0].set_ylabel(f"{layer}\n{channel}", rotation=0, ha="right", va="center")
+            draw_image(axis, shown[n])
+        axes[row, 0].set_ylabel(f"{layer}\n{channel}", rotation=0, ha="right", va="center", parse_math=False)
     return figure
 
 
 def coverage(found: Paths) -> Figure:
     """Share of the positive relevance that the first k paths carry, against k."""
+    check_type(found, Paths, "coverage", "what zsu.find_paths returns")
     figure, axis = plt.subplots(figsize=(5, 3.2), layout="constrained")
     sns.lineplot(x=np.arange(1, len(found) + 1), y=100 * found.share, ax=axis, color=BLUE, linewidth=2)
     axis.set(xscale="log", xlabel="number of paths", ylabel="share of positive relevance (%)", ylim=(0, None))
@@ -209,17 +240,19 @@ def audit(frame: pd.DataFrame) -> Figure:
 
     A value that is NaN is shown as n/a, the divergence of a broken model as "broken".
     """
+    numbers = ("js_forget", "broken", "at_test", "ag_test")
+    check_frame(frame, numbers, (), "audit", "the .frame of a report with measures accuracy and divergence")
     shown = {
-        "JS to retrained models\n(nats)": frame["js_forget"].mask(frame["broken"]),  # of these it says nothing
+        "JS to retrained models\n(nats)": frame["js_forget"].mask(frame["broken"].eq(True)),  # of these it says nothing
         "At: accuracy on the\nforgotten class (%)": 100 * frame["at_test"],
         "Ag: accuracy on\nthe others (%)": 100 * frame["ag_test"],
     }
     colours = [GREY if name in ("original", "retrain") else BLUE for name in frame.index]
     figure, axes = plt.subplots(1, 3, figsize=(9, 0.45 * len(frame) + 1.2), sharey=True, layout="constrained")
     for axis, digits, (label, values) in zip(axes, (3, 1, 1), shown.items(), strict=True):
-        axis.barh(frame.index, values.fillna(0), color=colours)
+        axis.barh(range(len(frame)), values.fillna(0), color=colours)
         for row, value in enumerate(values):
-            missing = "broken" if frame["broken"].iloc[row] else "n/a"
+            missing = "broken" if frame["broken"].iloc[row] == 1 else "n/a"
             text = missing if np.isnan(value) else f"{value:.{digits}f}"
             axis.annotate(text, (np.nan_to_num(value), row), (3, 0), textcoords="offset points", va="center")
         axis.set(xlabel=label)
@@ -227,9 +260,9 @@ def audit(frame: pd.DataFrame) -> Figure:
         if not values.any():  # no bar, and nothing to take the ends of the axis from
             axis.set(xlim=(0, 1), xticks=[0])
         sns.despine(ax=axis)
-    retrain = frame.loc["retrain", "js_forget"]
-    if not np.isnan(retrain):
+    for retrain in frame.loc[frame.index == "retrain", "js_forget"].dropna():
         axes[0].axvline(retrain, color=ORANGE, linestyle="--", linewidth=1.5)
+    name_rows(axes[0], frame.index)
     axes[0].invert_yaxis()
     return figure
 
@@ -250,9 +283,7 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
     ZsuError
         A column is missing.
     """
-    missing = {"at_test", "ag_test", "js_forget", "null"} - set(frame.columns)
-    if missing:
-        raise ZsuError(f"no column {', '.join(sorted(missing))}", where="budget", remedy="give one row a budget")
+    check_frame(frame, ("at_test", "ag_test", "js_forget", "null"), (), "budget", "a frame of one row a budget")
     figure, (accuracy, divergence) = plt.subplots(1, 2, sharex=True, figsize=(8, 3), layout="constrained")
     for column, colour, marker, label in (("ag_test", BLUE, "o", "Ag"), ("at_test", ORANGE, "s", "At")):
         accuracy.plot(frame.index, 100 * frame[column], color=colour, marker=marker, markersize=4, label=label)
@@ -269,12 +300,11 @@ def budget(frame: pd.DataFrame, at: float) -> Figure:
     divergence.set(ylabel="JS to retrained models (nats)", ylim=(0, None))
     for axis in (accuracy, divergence):
         axis.axvline(at, color=GREY, linewidth=6, alpha=0.3)
-        axis.set(xlabel=frame.index.name)
+        axis.set_xlabel(frame.index.name, parse_math=False)
         sns.despine(ax=axis)
     return figure
 
 
-@plt.rc_context({"text.parse_math": False})  # a model may be called "$x"
 def band(tidy: pd.DataFrame, column: str) -> Figure:
     """Of an audit: one number of every model, beside the band in which one more retrained model would lie.
 
@@ -290,12 +320,16 @@ def band(tidy: pd.DataFrame, column: str) -> Figure:
     ZsuError
         The audit has no such number.
     """
+    numbers = ["value", "null_low", "null_high", "null_mean", "inside", "void"]
+    check_frame(tidy, numbers, ("column", "model"), "band", "the tidy() of a report")
     rows = tidy[tidy["column"] == column]
     if rows.empty:
         known = ", ".join(tidy["column"].unique())
         raise ZsuError(f"the audit has no number {column!r}", where="band", remedy=f"use one of {known}")
     low, high, mean = rows[["null_low", "null_high", "null_mean"]].iloc[0]
-    rows = rows[~rows["void"] & rows["value"].notna()]
+    rows = rows[rows["void"].ne(True) & rows["value"].notna()]
+    if rows.empty:
+        raise ZsuError(f"no model has a number {column!r}", where="band", remedy="choose another")
     figure, axis = plt.subplots(figsize=(6.5, 0.34 * len(rows) + 1.1))
     if low < high:
         axis.axvspan(low, high, color=GREY, alpha=0.3, linewidth=0, label="null band")
@@ -303,7 +337,9 @@ def band(tidy: pd.DataFrame, column: str) -> Figure:
     for i, (value, outside) in enumerate(zip(rows["value"], rows["inside"].eq(False).fillna(False), strict=True)):
         axis.scatter(value, i, color=ORANGE if outside else BLUE, marker="D" if outside else "o", zorder=3)
         axis.annotate(f"{value:.3g}", (value, i), (7, 0), textcoords="offset points", va="center")
-    axis.set(xlabel=column, yticks=range(len(rows)), yticklabels=rows["model"], ylim=(len(rows) - 0.5, -0.5))
+    axis.set_xlabel(column, parse_math=False)
+    name_rows(axis, rows["model"])
+    axis.set(ylim=(len(rows) - 0.5, -0.5))
     axis.margins(x=0.15)
     axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     sns.despine(ax=axis)
@@ -319,27 +355,46 @@ def gaps(tidy: pd.DataFrame, farthest: float = 8) -> Figure:
         From `zsu.evaluation.Report.tidy`.
     farthest : float
         What lies beyond is drawn there.
+
+    Raises
+    ------
+    ZsuError
+        No number has a band.
     """
+    check_frame(tidy, ("gap", "null_low", "null_high", "broken"), ("column", "model"), "gaps", "the tidy() of a report")
     half = (tidy["null_high"] - tidy["null_low"]) / 2
     shown = tidy.assign(gap=(tidy["gap"] / half).clip(-farthest, farthest))
-    shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & ~tidy["broken"]]
+    shown = shown[(half > 1e-9) & (tidy["model"] != "retrain") & tidy["broken"].ne(True)]
+    if shown["gap"].isna().all():
+        raise ZsuError("no number of a model has a band", where="gaps", remedy="audit with more references")
     order = shown["column"].unique()
     figure, axis = plt.subplots(figsize=(8, 0.24 * len(order) + 1.4), layout="constrained")
     axis.axvspan(-1, 1, color=GREY, alpha=0.4, linewidth=0)
-    sns.stripplot(shown, x="gap", y="column", hue="model", order=order, jitter=False, dodge=True, size=4, ax=axis)
-    limits = (-farthest - 0.5, farthest + 0.5)
-    axis.set(xlabel="gap to retrained models / half-width of the band", ylabel="", xlim=limits)
+    style = {"jitter": False, "dodge": True, "size": 4, "legend": "full"}
+    sns.stripplot(shown, x="gap", y="column", hue="model", order=order, **style, ax=axis)
+    axis.set(xlabel="gap to retrained models / half-width of the band", ylabel="")
+    axis.set(xlim=(-farthest - 0.5, farthest + 0.5))
+    name_rows(axis, order)
     sns.move_legend(axis, "upper left", bbox_to_anchor=(1, 1), title="", frameon=False)
+    for text in axis.get_legend().get_texts():
+        text.set_parse_math(False)
     sns.despine(ax=axis)
     return figure
 
 
 def routing(means: pd.DataFrame) -> Figure:
-    """Of an audit: the mean probability (%) of each class on test inputs of the forgotten class, by model."""
+    """Of an audit: the mean probability (%) of each class on test inputs of the forgotten class, by model.
+
+    Of more than 30 classes, those that some model gives most to.
+    """
+    check_frame(means, getattr(means, "columns", ()), (), "routing", "the .routing of a report")
+    means = means.iloc[:, np.sort(np.argsort(-means.max().to_numpy(), kind="stable")[:30])]
     figure, axis = plt.subplots(figsize=(0.8 * means.shape[1] + 2, 0.4 * len(means) + 1.6), layout="constrained")
-    sns.heatmap(100 * means, annot=True, fmt=".0f", cmap="Greys", vmin=0, vmax=100, cbar=False, ax=axis)
+    options = {"cmap": "Greys", "vmin": 0, "vmax": 100, "cbar": False, "xticklabels": False, "yticklabels": False}
+    sns.heatmap(100 * means, annot=True, fmt=".0f", ax=axis, **options)
+    name_rows(axis, means.index, 0.5)
+    axis.set_xticks(np.arange(means.shape[1]) + 0.5, map(readable, means.columns), rotation=45, parse_math=False)
     axis.set(xlabel="mean probability of the class (%)", ylabel="")
-    axis.tick_params(axis="x", rotation=45)
     return figure
 
 
@@ -350,6 +405,8 @@ def scoreboard(board: pd.DataFrame) -> Figure:
     The divergence is counted from the middle of the null band of the dot's own class and seed, in half-widths of that
     band, so that every band reaches from -1 to 1. Two references have no band: then it is the ratio to the null.
     """
+    numbers = ("js_forget", "js_forget_ratio", "null_high", "null_low", "at_test", "ag_drop")
+    check_frame(board, numbers, ["method"], "scoreboard", "what zsu.scoreboard.bench returns")
     middle, half = (board["null_high"] + board["null_low"]) / 2, (board["null_high"] - board["null_low"]) / 2
     banded = (half > 0).all()
     shown = pd.DataFrame({
@@ -358,6 +415,8 @@ def scoreboard(board: pd.DataFrame) -> Figure:
         "at": 100 * board["at_test"],
         "drop": 100 * board["ag_drop"],
     })[~board["method"].isin(["original", "retrain"])]  # fmt: skip
+    if shown.isna().all().any():  # of no row all is NaN
+        raise ZsuError("no method has all three numbers", where="scoreboard", remedy="bench with references")
     medians = shown.groupby("method").median().sort_values("divergence")
     unit = ", in half-widths\nfrom the middle of its own null band" if banded else "\n/ the null"
     labels = {
@@ -372,6 +431,7 @@ def scoreboard(board: pd.DataFrame) -> Figure:
         axis.scatter(medians[column], range(len(medians)), marker="|", s=150, color=ORANGE, linewidth=2.5, zorder=3)
         axis.set(xlabel=label, ylabel="")
         sns.despine(ax=axis)
+    name_rows(axes[0], medians.index)
     if banded:
         axes[0].axvspan(-1, 1, color=GREY, alpha=0.3, linewidth=0)
         axes[0].set_xscale("symlog", linthresh=1, linscale=0.5)  # linear within the band
@@ -387,21 +447,3 @@ def png(figure: Figure, **options) -> bytes:
     figure.savefig(buffer, format="png", **options)
     plt.close(figure)
     return buffer.getvalue()
-
-
-def grid(rows: int, columns: int, height: float, width: float) -> tuple[Figure, np.ndarray]:
-    """A figure with axes (rows, columns) without ticks, each so many inches high and wide."""
-    size, bare = (columns * width, rows * height), {"xticks": (), "yticks": ()}
-    return plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", subplot_kw=bare)
-
-
-def draw_image(axis: Axes, image: Tensor) -> None:
-    """An image (C, H, W) in [0, 1], C 1 or 3."""
-    axis.imshow(image.cpu().permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray_r", vmin=0, vmax=1)  # -> (H, W[, C])
-
-
-def draw_heat(axis: Axes, relevance: Tensor) -> None:
-    """The relevance (C, H, W) of an image, on its own symmetric scale."""
-    heat = relevance.detach().sum(0).cpu().numpy()  # (C, H, W) -> (H, W)
-    limit = float(abs(heat).max()) or 1.0
-    axis.imshow(heat, cmap=HEAT, vmin=-limit, vmax=limit)

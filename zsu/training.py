@@ -215,14 +215,14 @@ def train_references(
     ZsuError
         As `train`; the folder holds models of other settings.
     """
-    names, (image, _) = data.classes(splits.train), splits.train[0]
+    names, channels = data.classes(splits.train), data.first_image(splits.train).shape[0]
     settings = {
-        "arch": arch, "classes": len(names), "channels": image.shape[0], "class_names": names, "epochs": epochs,
+        "arch": arch, "classes": len(names), "channels": channels, "class_names": names, "epochs": epochs,
         "exclude": data.class_indices(splits.train, exclude), "data_sha256": data.content_hash(splits), "size": size,
     }  # fmt: skip
     make_folder(folder)
     check_settings(Path(folder) / "settings.json", settings)
-    build = partial(models.build, arch, len(names), image.shape[0])
+    build = partial(models.build, arch, len(names), channels)
     make = partial(train, build, splits.train, exclude=exclude, epochs=epochs)
     for seed in tqdm(range(number), desc="references", unit="model"):
         train_once(Path(folder) / f"{seed}.safetensors", settings | {"seed": seed}, partial(make, seed=seed))

@@ -173,7 +173,9 @@ def path_explorer(
                 alt += f"flow. The first leads from {layers}."
                 figure = plots.paths(found, k)
                 figure.set_size_inches(7, 3.5)
-                figure.axes[0].set_title(f"{name}{label}: {len(found):,} paths, {100 * found.share[-1]:.3g} %")
+                figure.axes[0].set_title(
+                    f"{name}{label}: {len(found):,} paths, {100 * found.share[-1]:.3g} %", parse_math=False
+                )
                 frames.append((f"{k:,}{label}", plots.png(figure, **SMALL), alt))
         classes.append((name, slider(frames, "paths"), f"paths of {name}"))
     return slider(classes, "class")

@@ -8,12 +8,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import IterableDataset, Subset, TensorDataset
 from toys import ACCURACIES, COMPARED, TEST, TRAIN, Fixed, Reads, images, report, run
 
 import zsu.models
+from helpers import NO_PAIRS, Changed
 from zsu import Forgotten, ZsuError, audit, forget, plots
-from zsu.data import load, samples, without_samples
+from zsu.data import Images, load, samples, without_samples
 from zsu.evaluation import BASIC, CONTROLS, MEASURES, jensen_shannon, predict
 from zsu.evaluation.audits import is_broken
 
@@ -427,3 +428,32 @@ def test_models_without_parameters():
 
 def test_forgotten_is_what_forget_returns():
     assert Forgotten._fields == ("model", "patch", "cut")
+
+
+@pytest.mark.parametrize("change", NO_PAIRS)
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_items_that_are_no_pairs_with_the_label_of_targets_are_refused(change, part):
+    with pytest.raises(ZsuError):
+        report({}, **{part: Changed(TEST, change)})
+    same = Changed(TEST, lambda x, y: (x, torch.tensor(y)))
+    assert run({}, **{part: same})[ACCURACIES].equals(run({}, **{part: TEST})[ACCURACIES])
+
+
+def test_parts_with_other_classes_are_refused():
+    other = Images(TEST.data, TEST.targets, ["c0", "c1", "another"])
+    with pytest.raises(ZsuError, match="the train data has classes .*'another'.*, the test data"):
+        report({}, train=other)
+
+
+def test_a_stream_is_refused():
+    class Stream(IterableDataset):
+        targets, classes = TEST.targets, TEST.classes
+
+        def __iter__(self):
+            return iter(TEST)
+
+    for part in ("train", "test"):
+        with pytest.raises(ZsuError, match="a Stream has no items that can be read by their number"):
+            report({}, **{part: Stream()})
+    with pytest.raises(ZsuError, match="a Stream has no items"):
+        predict(Reads().eval(), Stream())

@@ -14,7 +14,7 @@ from torch.utils.data import Subset
 import zsu.data
 import zsu.evaluation
 import zsu.models
-from helpers import METHODS, NEED_RETAINED, TROUSER, Counting, bits, largest
+from helpers import METHODS, NEED_RETAINED, NO_PAIRS, TROUSER, Changed, Counting, bits, largest
 from zsu import Patch, ZsuError, forget
 from zsu.forgetting import METHODS as ALL
 from zsu.forgetting.perturb import model_hash
@@ -175,6 +175,13 @@ def test_retained_data_that_does_not_fit_is_refused(original, x, without, method
     }[kind]
     with pytest.raises(ZsuError):
         forget(original, x, TROUSER, method, retained=data)
+
+
+@pytest.mark.parametrize("change", NO_PAIRS)
+@pytest.mark.parametrize("method", ["paths", *NEED_RETAINED])
+def test_retained_items_that_are_no_pairs_with_the_label_of_targets_are_refused(original, x, without, method, change):
+    with pytest.raises(ZsuError):
+        forget(original, x, TROUSER, method, retained=Changed(without(1), change))
 
 
 # --- devices and shapes -----------------------------------------------------------------------------------------------

@@ -170,6 +170,9 @@ def check_case(case: Case) -> None:
     """`ZsuError` for what no audit can be made of."""
     for name, dataset in (("train", case.train), ("test", case.test)):
         check_split(name, dataset, case.target)
+    if classes(case.train) != classes(case.test):
+        what = f"the train data has classes {classes(case.train)}, the test data {classes(case.test)}"
+        raise ZsuError(what, where="audit", remedy="pass two parts of one data set")
     unknown = [m for m in case.measures if m not in MEASURES]
     if unknown or not case.measures:
         raise ZsuError(f"no measures {unknown}", where="audit", remedy=f"use some of {', '.join(MEASURES)}")

@@ -89,8 +89,6 @@ def observe(
     """One pass over a data set, with the inputs of `depths` layers; a digest takes the data in. Errors as `predict`."""
     check_plain(model)
     check_eval(model, where)
-    if len(dataset) == 0:
-        raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
     layers = spread_layers(model, depths)
     pooled: dict[nn.Module, list[Tensor]] = {layer: [] for layer in layers.values()}
     outputs, targets = [], []
@@ -100,6 +98,8 @@ def observe(
             targets.append(y)
             if digest is not None:
                 digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+    if not outputs:
+        raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
     logits, labels = torch.cat(outputs), torch.cat(targets)
     if not logits.isfinite().all():
         raise ZsuError("the outputs are not finite", where=where, remedy="check the model's parameters for NaN")

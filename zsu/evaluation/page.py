@@ -7,7 +7,6 @@ from pathlib import Path
 from string import Template
 
 import pandas as pd
-from matplotlib import pyplot as plt
 
 from .. import plots
 
@@ -52,7 +51,6 @@ def table(texts: pd.DataFrame, gaps: pd.DataFrame, margin: pd.DataFrame, measure
     )
 
 
-@plt.rc_context({"text.parse_math": False})  # a model may be called "$x"
 def figures(frame: pd.DataFrame, tidy: pd.DataFrame, routing: pd.DataFrame) -> str:
     """The drawings, each with a text that says what is seen; frames as a `Report` has them."""
     drawn = []

@@ -30,6 +30,7 @@ from ..data import Splits
 from ..errors import ZsuError, check_count, warn
 from ..evaluation import BASIC, audit
 from ..files import check_settings, make_folder, write_atomically
+from ..folders import open_image
 from ..forgetting import forget
 
 METHODS = ("paths", "lra-npp", "head-npp", "mask", "random")
@@ -108,7 +109,7 @@ class Faces(Dataset):
         return len(self.paths)
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
-        return self.transform(data.open_image(self.paths[i])), self.targets[i]
+        return self.transform(open_image(self.paths[i])), self.targets[i]
 
 
 # --- the five rows --------------------------------------------------------------------------------------------

@@ -290,8 +290,7 @@ def train_model(task: Task, settings: Settings) -> None:
 
 def fresh_model(splits: data.Splits) -> models.SmallCNN:
     """An untrained small CNN for these images and classes."""
-    image, _ = splits.train[0]
-    return models.SmallCNN(len(data.classes(splits.train)), image.shape[0])
+    return models.SmallCNN(len(data.classes(splits.train)), data.first_image(splits.train).shape[0])
 
 
 def model_file(exclude: int | None, seed: int, settings: Settings) -> tuple[Path, dict]:
