@@ -70,7 +70,8 @@ class LraNpp(Perturbing):
 
     def choose(self, model: nn.Module, x: Tensor, target: int, relevance: Relevance, seed: int) -> Choice:
         """The most frequent neurons: k of each layer, the least share of each, or the fewest from the last layer on."""
-        nodes = hidden_layers(relevance, None if self.layers == "all" else self.layers)
+        everywhere = "all" in (self.layers, *(self.layers or ()))
+        nodes = hidden_layers(relevance, None if everywhere else self.layers)
         if self.k is not None:
             for node in nodes:
                 check_k(node, self.k)
@@ -83,7 +84,7 @@ class LraNpp(Perturbing):
             patch = self.patch(model, incoming_weights(model, relevance, neurons), seed)
             return try_out(model, patch, lambda: int((model(x).argmax(1) == target).sum()))
 
-        return least_share(nodes, left) if self.layers == "all" else fewest_neurons(nodes, left)
+        return least_share(nodes, left) if everywhere else fewest_neurons(nodes, left)
 
 
 def most_frequent(node: Share, k: int, number: int | None = None) -> Tensor:
