@@ -73,7 +73,7 @@ def forget(
     k: Annotated[int | None, typer.Option(help="At most so many edges; for other methods neurons per layer.")] = None,
     perturbed: Annotated[int | None, typer.Option(help="So many of the most frequent neurons are perturbed.")] = None,
     layer: Annotated[
-        list[str] | None, typer.Option(help="lra-npp: only in this layer, or all; may be repeated.")
+        list[str] | None, typer.Option(help="lra-npp: only this layer, or all; repeatable.")
     ] = None,
     scale: Annotated[float, typer.Option(help="Of the noise, in deviations of the weights.")] = 1.0,
     absolute: Annotated[bool, typer.Option(help="Scale in units of the weights.")] = False,

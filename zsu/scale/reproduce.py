@@ -1,10 +1,10 @@
 """The five experiments of Chang et al. (2024, arXiv:2410.23693): data, architecture, training, forgetting, audit.
 
 What is theirs and what is not: the architectures, data sets, forgotten classes and, for ``"head-npp"``, the number of
-neurons are those of the authors' repository (github.com/ChangWenhan/LRA-NPP-Unlearning), and so is what ``"head-npp"`` does to
-them, which goes by what feeds the head. Training is `zsu.training`'s
-(Adam, one cycle), the same for the original and the retrained model; the samples that forgetting starts from are
-unseen ones, of the test split. Where a network starts from ImageNet weights, so does the retrained one: in the row
+neurons are those of the authors' repository (github.com/ChangWenhan/LRA-NPP-Unlearning), and so is what ``"head-npp"``
+does to them, which goes by what feeds the head. Training is `zsu.training`'s (Adam, one cycle), the same for the
+original and the retrained model; the samples that forgetting starts from are unseen ones, of the test split.
+Where a network starts from ImageNet weights, so does the retrained one: in the row
 ``imagenet-mini-vgg16`` these have seen the class, and the reference is only retrained without it, not free of it.
 """
 
