@@ -234,7 +234,9 @@ def load(
     check_same_shapes(wanted, state, arch, path)
     if notes := notes + said(content, names, state):
         warn(f"{path}: {'; '.join(notes)}")
-    model.to(next(t.dtype for t in state.values() if t.is_floating_point())).load_state_dict(state)
+    model.to(next(t.dtype for t in state.values() if t.is_floating_point()))
+    for name, t in model.state_dict().items():  # not load_state_dict, which changes some for the sake of old files
+        t.copy_(state[name])
     return model.eval()
 
 
