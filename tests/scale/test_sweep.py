@@ -148,9 +148,9 @@ def test_a_task_that_always_kills_its_process_is_named_and_the_others_are_done()
 
 def test_killed_tasks_are_one_error_that_asks_for_fewer_jobs(idx, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "in_processes", lambda do, tasks, jobs: ((task, pools.KILLED) for task in tasks))
-    message = r"3 of 3 tasks failed; train 8-0: its process was killed.*; train 8-1: .*; audit 8-0: .*fewer jobs"
+    message = r"4 of 4 tasks failed; train None-0: its process was killed.*; train 8-0: .*; train 8-1: .*fewer jobs"
     with pytest.raises(ZsuError, match=message):
-        run(tmp_path, idx, ["Bag"], jobs=2, epochs=8)
+        run(tmp_path, idx, ["Bag"], jobs=2)
 
 
 @pytest.mark.large
