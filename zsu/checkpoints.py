@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import takewhile
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,48 @@ def said(state: Mapping[str, Tensor], names: Mapping[str, str], found: Mapping[s
 
 def in_short(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# --- which model it is of -------------------------------------------------------------------------------------
+
+
+def guess_classes(state: Mapping[str, Tensor]) -> int:
+    """Rows of the last matrix, which is the head in most models; 10 where there is none."""
+    rows = [t.shape[0] for name, t in state.items() if name.endswith("weight") and t.ndim == 2]
+    return rows[-1] if rows else 10
+
+
+def guess_channels(state: Mapping[str, Tensor]) -> int:
+    """Input channels of the first convolution; 3 where there is none."""
+    channels = [t.shape[1] for t in state.values() if t.ndim == 4]
+    return channels[0] if channels and channels[0] in (1, 3) else 3
+
+
+def guess_size(state: Mapping[str, Tensor]) -> int | None:
+    """Side of the images that a ViT, or the CNN of `zsu.reproduce`, was built for; None for other models."""
+    held = {name: state[raw] for name, raw in inner_names(state).items()}
+    if {"encoder.pos_embedding", "conv_proj.weight"} <= held.keys():  # (1, 1 + n n, D): a token and n x n patches
+        return isqrt(held["encoder.pos_embedding"].shape[1] - 1) * held["conv_proj.weight"].shape[-1]
+    if "6.weight" in held and held["6.weight"].ndim == 2:  # (512, 64 n n), after a pooling that halves
+        return 2 * isqrt(held["6.weight"].shape[1] // 64)
+    return None
+
+
+def check_same_shapes(expected: State, found: State, arch: str, path: str | os.PathLike) -> None:
+    """`ZsuError` unless both state dicts have tensors of the same names, shapes and kinds of numbers."""
+    wanted, held = (
+        {name: f"{tuple(t.shape)}{'' if t.is_floating_point() else f' {t.dtype}'}" for name, t in state.items()}
+        for state in (expected, found)
+    )
+    differing = [name for name in wanted | held if wanted.get(name) != held.get(name)]
+    if differing:
+        listed = "; ".join(
+            f"{name}: {held.get(name, 'absent')} in the file, {wanted.get(name, 'absent')} in the model"
+            for name in differing[:3]
+        )
+        what = f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}"
+        remedy = "pass the arch, classes and channels that it was trained with, or build the model and fill it yourself"
+        raise ZsuError(what, where=str(path), remedy=remedy)
 
 
 # --- editing one ----------------------------------------------------------------------------------------------

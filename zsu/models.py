@@ -19,9 +19,13 @@ from .checkpoints import (
     State,
     as_computed,
     check_file,
+    check_same_shapes,
     damage,
     edit,
     find_state,
+    guess_channels,
+    guess_classes,
+    guess_size,
     in_short,
     inner_names,
     read_torch,
@@ -79,17 +83,27 @@ class SmallCNN(nn.Module):
         return self.head(x)  # -> (N, classes)
 
 
-def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
+def mnist_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
+    """The CNN of Chang et al. for MNIST, in `zsu.reproduce`."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64 * (size // 2) ** 2, 512), nn.ReLU(), nn.Linear(512, classes),
+    )  # fmt: skip
+
+
+def build(arch: str, classes: int = 10, channels: int = 1, size: int | None = None) -> nn.Module:
     """A fresh, untrained model.
 
     Parameters
     ----------
     arch : str
-        ``"small-cnn"`` or the name of a torchvision classifier, such as ``"resnet18"``.
+        ``"small-cnn"``, ``"mnist-cnn"`` or the name of a torchvision classifier, such as ``"resnet18"``.
     classes : int
         Number of logits.
     channels : int
         Channels of the images: 1 or 3; torchvision's models need 3.
+    size : int, optional
+        Of the images, for weights that depend on it: those of ``"mnist-cnn"``, by default 28, and ViTs, 224.
 
     Returns
     -------
@@ -106,6 +120,8 @@ def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
         raise ZsuError(what, where="zsu.models.build", remedy="pass classes >= 1, and channels 1 (grey) or 3 (colour)")
     if arch == "small-cnn":
         return SmallCNN(classes, channels)
+    if arch == "mnist-cnn":
+        return mnist_cnn(classes, channels, size or 28)
     known = torchvision_models.list_models(module=torchvision_models)
     if arch not in known:
         close = difflib.get_close_matches(str(arch).casefold(), ["small-cnn", *known], n=3, cutoff=0.5)
@@ -114,7 +130,8 @@ def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
     if channels != 3:
         remedy = "use small-cnn, or repeat the grey channel in the transform and pass channels=3"
         raise ZsuError(f"{arch} needs images with 3 channels, not {channels}", where="zsu.models.build", remedy=remedy)
-    return torchvision_models.get_model(arch, weights=None, num_classes=classes)
+    options = {"image_size": size} if size and arch.startswith("vit") else {}
+    return torchvision_models.get_model(arch, weights=None, num_classes=classes, **options)
 
 
 def save(model: nn.Module, path: str | os.PathLike, **about) -> None:
@@ -244,8 +261,8 @@ def model_for(
     state: Mapping[str, torch.Tensor], arch: str, classes: int | None, channels: int | None
 ) -> tuple[nn.Module, dict[str, str]]:
     """A fresh model of an architecture, of as many classes as the state dict has; and its names -> the file's."""
-    grey = arch == "small-cnn" and guess_channels(state) == 1
-    model = build(arch, classes or guess_classes(state), channels or (1 if grey else 3))
+    grey = arch in ("small-cnn", "mnist-cnn") and guess_channels(state) == 1
+    model = build(arch, classes or guess_classes(state), channels or (1 if grey else 3), guess_size(state))
     if getattr(model, "aux_logits", False) and not any("aux" in name.casefold() for name in state):
         cast(Any, model).aux_logits = False  # GoogLeNet and Inception, saved without the heads that help to train them
         for name, _ in list(model.named_children()):
@@ -318,35 +335,6 @@ def is_safetensors(path: str | os.PathLike) -> bool:
     check_file(path)
     with open(path, "rb") as file:
         return Path(path).suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def guess_classes(state: Mapping[str, torch.Tensor]) -> int:
-    """Rows of the last matrix, which is the head in most models; 10 where there is none."""
-    rows = [t.shape[0] for name, t in state.items() if name.endswith("weight") and t.ndim == 2]
-    return rows[-1] if rows else 10
-
-
-def guess_channels(state: Mapping[str, torch.Tensor]) -> int:
-    """Input channels of the first convolution; 3 where there is none."""
-    channels = [t.shape[1] for t in state.values() if t.ndim == 4]
-    return channels[0] if channels and channels[0] in (1, 3) else 3
-
-
-def check_same_shapes(expected: State, found: State, arch: str, path: str | os.PathLike) -> None:
-    """`ZsuError` unless both state dicts have tensors of the same names, shapes and kinds of numbers."""
-    wanted, held = (
-        {name: f"{tuple(t.shape)}{'' if t.is_floating_point() else f' {t.dtype}'}" for name, t in state.items()}
-        for state in (expected, found)
-    )
-    differing = [name for name in wanted | held if wanted.get(name) != held.get(name)]
-    if differing:
-        listed = "; ".join(
-            f"{name}: {held.get(name, 'absent')} in the file, {wanted.get(name, 'absent')} in the model"
-            for name in differing[:3]
-        )
-        what = f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}"
-        remedy = "pass the arch, classes and channels that it was trained with, or build the model and fill it yourself"
-        raise ZsuError(what, where=str(path), remedy=remedy)
 
 
 def count_outputs(model: nn.Module, dataset: Dataset, where: str) -> int:
