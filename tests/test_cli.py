@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -334,6 +335,27 @@ def test_checkpoints_that_are_refused(capsys, tmp_path):
     torch.save(torch.nn.Linear(2, 2).state_dict(), other)
     for file in (pickled, truncated, other):
         assert str(file) in refused(capsys, "forget", "--class", "Trouser", "--model", str(file))
+
+
+def test_a_checkpoint_of_another_program_through_all_commands(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = {f"module.{name}": t.half() for name, t in models.bundled().state_dict().items()}
+    torch.save({"model": state, "epoch": 3}, "m.pt")
+    own = ["--model", "m.pt", "--classes", "10"]
+    code, _, err = run(capsys, "forget", "--class", "Trouser", "--method", "mask", *own, "--out", "p.safetensors")
+    assert code == 0, err
+    assert "m.pt: names without 'module.'; float16 as float32" in err
+    for words in (["audit", "--class", "Trouser", *own, "--measure", "accuracy"], ["diff", "--model", "m.pt"],
+                  ["apply", "--model", "m.pt", "--out", "edited.safetensors"],
+                  ["revert", "--model", "edited.safetensors", "--out", "back.safetensors"]):  # fmt: skip
+        code, _, err = run(capsys, *words, "--patch", "p.safetensors")
+        assert code == 0, err
+    found = safetensors.torch.load_file("back.safetensors")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    assert "not one of small-cnn" in refused(capsys, "paths", "--class", "1", "--model", "m.pt", "--classes", "7")
+    torch.save({"other.weight": torch.zeros(2, 2)}, "other.pt")
+    assert r"the checkpoint has no head." in refused(capsys, "diff", "--model", "other.pt", "--patch", "p.safetensors")
 
 
 def test_one_class_only(capsys, tmp_path):

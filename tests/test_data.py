@@ -696,3 +696,15 @@ def test_write_is_all_or_nothing(tmp_path):
         files.write_atomically(path, fail)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["0.safetensors", "1-0.csv", "settings.json", "page.html", "board.png", "paths.npz"])
+def test_what_a_killed_process_leaves_has_no_ending_that_is_read(tmp_path, name):
+    seen = []
+
+    def write(temporary):
+        seen.append(temporary)
+        temporary.write_text("half")
+
+    files.write_atomically(tmp_path / name, write)
+    assert (seen[0].suffix, seen[0].name[0], seen[0].parent) == (".tmp", ".", tmp_path)

@@ -1,6 +1,8 @@
 """Models, checkpoints, and the models that ship."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -313,6 +315,40 @@ def test_references_of_another_class_are_those_that_were_made_or_none(tmp_path, 
     (found,) = models.references("T-shirt/top", tmp_path)
     assert same_weights(found, model)
     assert models.references("Bag", tmp_path) == []
+
+
+KILLED_WHILE_IT_SAVES = """
+import os, sys
+from zsu import models
+os.replace = lambda *_: os.kill(os.getpid(), 9)
+models.save(models.bundled("retrained", 1), sys.argv[1])
+"""
+
+
+def test_what_a_killed_process_leaves_is_no_model(tmp_path, model):
+    about = {"exclude": [8], "epochs": 8, "data_sha256": data.content_hash(data.load("fashion-mini"))}
+    folder = tmp_path / "bag"
+    folder.mkdir()
+    models.save(model, folder / "0.safetensors", **about)
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_SAVES, folder / "1.safetensors"])
+    assert done.returncode == -9
+    (stray,) = (p for p in folder.iterdir() if p.name != "0.safetensors")
+    whole = stray.read_bytes()
+    hidden = (".4711-1.safetensors", "._0.safetensors")  # of an older zsu; of macOS
+    for length in (len(whole), 5000, 0):
+        for file in (stray, *(folder / name for name in hidden)):
+            file.write_bytes(whole[:length])
+        for found in (models.load_all(folder), models.references("Bag", tmp_path)):
+            assert len(found) == 1
+            assert same_weights(found[0], model)
+
+
+def test_a_copy_beside_the_references_is_none_of_them(tmp_path, model):
+    about = {"exclude": [8], "epochs": 8, "data_sha256": data.content_hash(data.load("fashion-mini"))}
+    (tmp_path / "bag").mkdir()
+    for name in ("0", "10", "2", "0 copy"):
+        models.save(model, tmp_path / "bag" / f"{name}.safetensors", **about)
+    assert len(models.references("Bag", tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

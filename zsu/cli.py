@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -27,6 +26,9 @@ Classes = Annotated[list[str], typer.Option("--class", help="Class to forget, by
 PatchFile = Annotated[Path, typer.Option(help="Patch that `zsu forget` wrote for this model.")]
 Model = Annotated[Path | None, typer.Option(help="Checkpoint (.safetensors, .pt). Default: the bundled small CNN.")]
 Arch = Annotated[str | None, typer.Option(help="small-cnn or a torchvision model; default: as the checkpoint says.")]
+Outputs = Annotated[
+    int | None, typer.Option("--classes", min=1, help="Of the checkpoint; default: as its weights say.")
+]
 Data = Annotated[str, typer.Option(help="Data set by name, or a folder with train/CLASS/* and test/CLASS/*.")]
 Root = Annotated[str, typer.Option(help="Where torchvision keeps, and downloads, its data sets.")]
 Size = Annotated[int | None, typer.Option(help="Resize images to SIZE x SIZE pixels. Default: as in training.")]
@@ -72,15 +74,14 @@ def forget(
     perturbation: Annotated[str, typer.Option(help="zero, gaussian or laplace.")] = "zero",
     k: Annotated[int | None, typer.Option(help="At most so many edges; for other methods neurons per layer.")] = None,
     perturbed: Annotated[int | None, typer.Option(help="So many of the most frequent neurons are perturbed.")] = None,
-    layer: Annotated[
-        list[str] | None, typer.Option(help="lra-npp: only this layer, or all; repeatable.")
-    ] = None,
+    layer: Annotated[list[str] | None, typer.Option(help="lra-npp: only this layer, or all; repeatable.")] = None,
     scale: Annotated[float, typer.Option(help="Of the noise, in deviations of the weights.")] = 1.0,
     absolute: Annotated[bool, typer.Option(help="Scale in units of the weights.")] = False,
     samples: Samples = 36,
     seed: Seed = 0,
     model: Model = None,
     arch: Arch = None,
+    classes: Outputs = None,
     data: Data = "fashion-mini",
     root: Root = "data",
     size: Size = None,
@@ -95,11 +96,11 @@ def forget(
     known = zsu.forgetting.METHODS
     if method not in known:
         raise ZsuError(f"unknown method {method!r}", where="--method", remedy=f"use one of {', '.join(known)}")
-    network, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
+    network, splits, targets, names = prepare(cls, Checkpoint(model, arch, classes, trusted), data, root, size)
     if len(targets) > 1 and method == "paths+retained":
         raise ZsuError("retained samples for several classes", where="--method", remedy="use zsu.forget in Python")
 
-    retrained = find_references(references, model, names, arch, trusted)
+    retrained = find_references(references, Checkpoint(model, arch, classes, trusted), names)
 
     def run(method: str, **options) -> zsu.Forgotten:
         seen = [zsu.sweep.seen_by(method, splits, c, seed, samples) for c in targets]
@@ -115,7 +116,7 @@ def forget(
     out = out or Path(f"forget-{zsu.data.slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
     held_out = without_samples(splits, targets, samples, seed)
     about = chosen.patch.metadata
-    about |= {"class": ", ".join(names), "unseen": samples}
+    about |= {"class": ", ".join(names), "unseen": samples} | ({"arch": arch} if arch else {})
     chosen.patch.save(out)
     others = ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random")
     rows = {row: chosen} | {other: run(other) for other in others if other != method}
@@ -132,6 +133,7 @@ def audit(
     patch: PatchFile,
     model: Model = None,
     arch: Arch = None,
+    classes: Outputs = None,
     data: Data = "fashion-mini",
     root: Root = "data",
     size: Size = None,
@@ -145,7 +147,7 @@ def audit(
     The images that `zsu forget` has seen are left out of the test.
     """
     check_ending(out, ".html")
-    network, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
+    network, splits, targets, names = prepare(cls, Checkpoint(model, arch, classes, trusted), data, root, size)
     loaded = zsu.Patch.load(patch)
     about, name = loaded.metadata, ", ".join(names)
     if isinstance(about.get("target"), str):
@@ -153,13 +155,13 @@ def audit(
     if about.get("class", name) != name or about.get("target", targets) != targets:
         what = f"the patch forgets {about.get('class', about.get('target'))!r}, not {name!r}"
         raise ZsuError(what, where=str(patch), remedy="name that class")
-    edited = copy.deepcopy(network)
+    edited = zsu.inside.copied(network)
     loaded.apply(edited)
     method = about.get("method", patch.stem)
     row = f"patch-{method}" if method in zsu.evaluation.CONTROLS else method
     unseen = zsu.forgetting.request.count_seen(loaded, network, splits.test)
     held_out = without_samples(splits, targets, unseen, about.get("seed", 0))
-    retrained = find_references(references, model, names, arch, trusted)
+    retrained = find_references(references, Checkpoint(model, arch, classes, trusted), names)
     edits = {row: zsu.Forgotten(edited, loaded)}
     report = zsu.audit(network, edits, splits.train, held_out, targets, retrained, measures=measure)
     print(report)
@@ -173,10 +175,11 @@ def apply(
     patch: PatchFile,
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
     model: Model = None,
+    arch: Arch = None,
     trusted: Trusted = False,
 ):
     """Write the checkpoint that a patch makes of a model. Refused for another model than the patch was made for."""
-    write_edited(patch, out, model, trusted, "apply")
+    write_edited(patch, out, model, trusted, "apply", arch)
 
 
 @command("revert --model edited.safetensors --patch forgotten.safetensors --out back.safetensors")
@@ -195,6 +198,12 @@ def diff(patch: PatchFile, model: Model = None, trusted: Trusted = False):
     """Say what made a patch, and what it changes in each layer; with --model also the share of the layer's weights."""
     loaded = zsu.Patch.load(patch)
     state = None if model is None else zsu.models.read_state(model, trusted=trusted)[1]
+    if state is not None:
+        names = zsu.models.inner_names(state, loaded.changes)
+        state = {name: state[raw] for name, raw in names.items()}
+        if lacking := [name for name in loaded.changes if name not in state]:
+            remedy = "use the model that the patch was made for"
+            raise ZsuError(f"the checkpoint has no {lacking[0]}", where=str(model), remedy=remedy)
     for key, value in loaded.metadata.items():
         print(f"{key:<15} {zsu.perturb.in_short(value)}")
     print(f"\n{loaded.diff(state).to_string(float_format='{:.4g}'.format)}")
@@ -212,6 +221,7 @@ def paths(
     seed: Seed = 0,
     model: Model = None,
     arch: Arch = None,
+    classes: Outputs = None,
     data: Data = "fashion-mini",
     root: Root = "data",
     size: Size = None,
@@ -221,7 +231,7 @@ def paths(
 ):
     """Find the most probable neuronal paths of a class."""
     check_ending(out, ".csv", ".npz")
-    network, splits, (target,), (name,) = prepare([cls], model, arch, data, root, size, trusted)
+    network, splits, (target,), (name,) = prepare([cls], Checkpoint(model, arch, classes, trusted), data, root, size)
     x = zsu.data.samples(splits.test, target, samples, seed).to(next(network.parameters()))
     if contrast:
         relevance, against = zsu.relevance.explain_contrast(network, x, target, rules or "z+")
@@ -277,6 +287,7 @@ def references(
     ] = 8,
     model: Model = None,
     arch: Arch = None,
+    classes: Outputs = None,
     data: Data = "fashion-mini",
     root: Root = "data",
     size: Size = None,
@@ -285,8 +296,8 @@ def references(
     trusted: Trusted = False,
 ):
     """Train models like a given one without classes, for `zsu audit --references`. Those that are there stay."""
-    _, splits, targets, names = prepare(cls, model, arch, data, root, size, trusted)
-    file, about = checkpoint(model)
+    _, splits, targets, names = prepare(cls, Checkpoint(model, arch, classes, trusted), data, root, size)
+    file, about = Checkpoint(model).read()
     kind = arch or about.get("arch")
     if kind is None:
         raise ZsuError("the checkpoint does not say its architecture", where=str(file), remedy="give --arch")
@@ -350,7 +361,7 @@ def bench(
     )  # fmt: skip
     print(zsu.scoreboard.as_text(board))
     figure = zsu.plots.scoreboard(board)
-    write_atomically(out / "scoreboard.png", lambda temporary: figure.savefig(temporary, dpi=150))
+    write_atomically(out / "scoreboard.png", lambda temporary: figure.savefig(temporary, format="png", dpi=150))
     print(f"\nwritten to {out / zsu.scoreboard.FILE} and {out / 'scoreboard.png'}")
 
 
@@ -402,18 +413,33 @@ def check_ending(out: Path | None, *endings: str) -> None:
         raise ZsuError(out.suffix or "no ending", where="--out", remedy=f"end the file in {' or '.join(endings)}")
 
 
+class Checkpoint(NamedTuple):
+    """What the command line says of the model; no file is the bundled one."""
+
+    model: Path | None
+    arch: str | None = None
+    classes: int | None = None
+    trusted: bool = False
+
+    def read(self) -> tuple[Path, dict]:
+        """The file, and what it says about itself."""
+        file = zsu.models.bundled_path() if self.model is None else self.model
+        return file, zsu.models.metadata(file) if zsu.models.is_safetensors(file) else {}
+
+
 def prepare(
-    cls: list[str], model: Path | None, arch: str | None, data: str, root: str, size: int | None, trusted: bool
+    cls: list[str], chosen: Checkpoint, data: str, root: str, size: int | None
 ) -> tuple[nn.Module, zsu.data.Splits, list[int], list[str]]:
     """The model, the data in the shape that it wants, and the classes, by index and by name in the order of indices."""
-    if model is None and (arch or data.casefold() != "fashion-mini"):
+    if chosen.model is None and (chosen.arch or data.casefold() != "fashion-mini"):
         raise ZsuError("the bundled model knows the bundled data only", where="--model", remedy="give --model FILE")
-    file, about = checkpoint(model)
-    network = zsu.models.load(file, arch, trusted=trusted)
+    file, about = chosen.read()
+    network = zsu.models.load(file, chosen.arch, chosen.classes, trusted=chosen.trusted)
     channels = zsu.models.guess_channels(network.state_dict())
     transform = zsu.data.transform_for(data, channels, about.get("size") if size is None else size)
     splits = zsu.data.load(data, root, transform=transform)
     known, found = about.get("class_names"), zsu.data.classes(splits.test)
+    known = known and [zsu.folders.normal(name) for name in known]
     remedy = "use the data that the model was trained on"
     if known not in (None, found):
         what = f"the model knows {', '.join(known)}; the data holds {', '.join(found)}"
@@ -426,19 +452,15 @@ def prepare(
     return network, splits, targets, [found[c] for c in targets]
 
 
-def checkpoint(model: Path | None) -> tuple[Path, dict]:
-    """The file of the model, by default the bundled one, and what it says about itself."""
-    file = zsu.models.bundled_path() if model is None else model
-    return file, zsu.models.metadata(file) if zsu.models.is_safetensors(file) else {}
-
-
-def write_edited(patch: Path, out: Path, model: Path | None, trusted: bool, action: str) -> None:
-    """Apply or revert a patch on the state dict of a file; the architecture does not matter."""
+def write_edited(
+    patch: Path, out: Path, model: Path | None, trusted: bool, action: str, arch: str | None = None
+) -> None:
+    """Apply or revert a patch on the state dict of a file; names and types stay those of the file."""
     if out.resolve() == patch.resolve():
         raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
-    about, state = zsu.models.read_state(checkpoint(model)[0], trusted=trusted)
-    getattr(zsu.Patch.load(patch), action)(state)
-    zsu.models.save_state(state, out, about)
+    loaded = zsu.Patch.load(patch)
+    arch = arch or loaded.metadata.get("arch")
+    zsu.models.edit_file(Checkpoint(model).read()[0], out, getattr(loaded, action), arch, trusted=trusted)
     print(f"written to {out}")
 
 
@@ -454,13 +476,11 @@ def without_samples(splits: zsu.data.Splits, targets: list[int], samples: int, s
     return held_out
 
 
-def find_references(
-    folder: Path | None, model: Path | None, names: list[str], arch: str | None, trusted: bool
-) -> list[nn.Module]:
+def find_references(folder: Path | None, chosen: Checkpoint, names: list[str]) -> list[nn.Module]:
     """References from the folder; for the bundled model and one class `zsu.models.references`; none otherwise."""
     if folder is not None:
-        return zsu.models.load_all(folder, arch, trusted=trusted)
-    found = zsu.models.references(*names) if model is None and len(names) == 1 else []
+        return zsu.models.load_all(folder, chosen.arch, chosen.classes, trusted=chosen.trusted)
+    found = zsu.models.references(*names) if chosen.model is None and len(names) == 1 else []
     if not found:
         asked = " ".join(f"--class {name!r}" for name in names)
         note = f"No models retrained without this class: JS is n/a. `zsu references {asked}` makes some."

@@ -26,13 +26,15 @@ def make_folder(folder: str | os.PathLike) -> None:
 def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Call ``write(temporary)`` for a file beside `path`, then move it there: all of the file or nothing.
 
+    The temporary ends in .tmp, so that what a killed process leaves is no model, table or figure to any reader.
+
     Raises
     ------
     ZsuError
         The file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)

@@ -3,10 +3,9 @@
 import difflib
 import json
 import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -16,13 +15,30 @@ from torch.utils.data import Dataset
 from torchvision import models as torchvision_models
 
 from . import data
-from .errors import ZsuError
+from .checkpoints import (
+    State,
+    as_computed,
+    check_file,
+    check_same_shapes,
+    damage,
+    edit,
+    find_state,
+    guess_channels,
+    guess_classes,
+    guess_size,
+    in_short,
+    inner_names,
+    read_torch,
+    said,
+)  # fmt: skip
+from .errors import ZsuError, warn
 from .files import write_atomically
 from .inside import logits_of
 
 BUNDLED_FOLDER = Path(__file__).parent / "assets" / "models"
 BUNDLED_FILES = {"original": "original-{}.safetensors", "retrained": "retrained-trouser-{}.safetensors"}
 BUNDLED_SEEDS = 8
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 BUNDLED_WITHOUT = "Trouser"  # what the retrained ones never saw
 
 
@@ -67,17 +83,27 @@ class SmallCNN(nn.Module):
         return self.head(x)  # -> (N, classes)
 
 
-def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
+def mnist_cnn(classes: int, channels: int, size: int) -> nn.Sequential:
+    """The CNN of Chang et al. for MNIST, in `zsu.reproduce`."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(64 * (size // 2) ** 2, 512), nn.ReLU(), nn.Linear(512, classes),
+    )  # fmt: skip
+
+
+def build(arch: str, classes: int = 10, channels: int = 1, size: int | None = None) -> nn.Module:
     """A fresh, untrained model.
 
     Parameters
     ----------
     arch : str
-        ``"small-cnn"`` or the name of a torchvision classifier, such as ``"resnet18"``.
+        ``"small-cnn"``, ``"mnist-cnn"`` or the name of a torchvision classifier, such as ``"resnet18"``.
     classes : int
         Number of logits.
     channels : int
         Channels of the images: 1 or 3; torchvision's models need 3.
+    size : int, optional
+        Of the images, for weights that depend on it: those of ``"mnist-cnn"``, by default 28, and ViTs, 224.
 
     Returns
     -------
@@ -94,6 +120,8 @@ def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
         raise ZsuError(what, where="zsu.models.build", remedy="pass classes >= 1, and channels 1 (grey) or 3 (colour)")
     if arch == "small-cnn":
         return SmallCNN(classes, channels)
+    if arch == "mnist-cnn":
+        return mnist_cnn(classes, channels, size or 28)
     known = torchvision_models.list_models(module=torchvision_models)
     if arch not in known:
         close = difflib.get_close_matches(str(arch).casefold(), ["small-cnn", *known], n=3, cutoff=0.5)
@@ -102,7 +130,8 @@ def build(arch: str, classes: int = 10, channels: int = 1) -> nn.Module:
     if channels != 3:
         remedy = "use small-cnn, or repeat the grey channel in the transform and pass channels=3"
         raise ZsuError(f"{arch} needs images with 3 channels, not {channels}", where="zsu.models.build", remedy=remedy)
-    return torchvision_models.get_model(arch, weights=None, num_classes=classes)
+    options = {"image_size": size} if size and arch.startswith("vit") else {}
+    return torchvision_models.get_model(arch, weights=None, num_classes=classes, **options)
 
 
 def save(model: nn.Module, path: str | os.PathLike, **about) -> None:
@@ -182,12 +211,12 @@ def load(
     Parameters
     ----------
     path : path
-        A safetensors file, or what ``torch.save`` wrote: a state dict, alone or as ``"state_dict"`` or
-        ``"model"`` of a dict.
+        A safetensors file, or what ``torch.save`` wrote: a state dict, alone or in a dict, as training programs
+        keep it. Of a model and its moving average the model is taken.
     arch : str, optional
         As in `build`. Default: the metadata's, else ``"small-cnn"``.
     classes, channels : int, optional
-        Default: the metadata's, else read off the last Linear and the first convolution.
+        Default: the metadata's, else read off the weights.
     trusted : bool
         Also read checkpoints with pickled code, such as a whole model. Such a file can run anything on
         your machine: only for files of people you trust.
@@ -195,57 +224,110 @@ def load(
     Returns
     -------
     nn.Module
-        In eval mode, on the CPU. The global random state is not changed.
+        In eval mode, on the CPU, in float32, or in float64 where the file has that. The global random state is not
+        changed.
 
     Raises
     ------
     ZsuError
         Missing, damaged or foreign file, pickled code, or a checkpoint of another architecture.
+
+    Warns
+    -----
+    UserWarning
+        In one line, what was taken off or left: names that ``module.``, ``_orig_mod.``, ``model.`` or another prefix
+        stands before, weights of other parts, half precision, a moving average.
     """
-    about, state = read_checkpoint(path, trusted)
-    if isinstance(state, nn.Module):
-        return state.eval()
-    arch = arch or about.get("arch", "small-cnn")
-    classes = classes or about.get("classes") or guess_classes(state)
-    channels = channels or about.get("channels") or guess_channels(state)
+    about, content, notes = read_checkpoint(path, trusted)
+    if isinstance(content, nn.Module):
+        return content.eval()
+    arch = arch or about.get("arch") or "small-cnn"
     with torch.random.fork_rng(devices=[]):  # building draws random weights, soon overwritten
-        model = build(arch, classes, channels)
-    check_same_shapes(model, state, arch, path)
-    model.load_state_dict(state)
+        model, names = model_for(content, arch, classes or about.get("classes"), channels or about.get("channels"))
+    wanted = model.state_dict()
+    children = {name.partition(".")[0] for name in wanted}
+    names = {name: raw for name, raw in names.items() if name in wanted or name.partition(".")[0] in children}
+    state = as_computed({name: content[raw] for name, raw in names.items()})
+    check_same_shapes(wanted, state, arch, path)
+    if notes := notes + said(content, names, state):
+        warn(f"{path}: {'; '.join(notes)}")
+    model.to(next(t.dtype for t in state.values() if t.is_floating_point()))
+    for name, t in model.state_dict().items():  # not load_state_dict, which changes some for the sake of old files
+        t.copy_(state[name])
     return model.eval()
 
 
+def model_for(
+    state: Mapping[str, torch.Tensor], arch: str, classes: int | None, channels: int | None
+) -> tuple[nn.Module, dict[str, str]]:
+    """A fresh model of an architecture, of as many classes as the state dict has; and its names -> the file's."""
+    grey = arch in ("small-cnn", "mnist-cnn") and guess_channels(state) == 1
+    model = build(arch, classes or guess_classes(state), channels or (1 if grey else 3), guess_size(state))
+    if getattr(model, "aux_logits", False) and not any("aux" in name.casefold() for name in state):
+        cast(Any, model).aux_logits = False  # GoogLeNet and Inception, saved without the heads that help to train them
+        for name, _ in list(model.named_children()):
+            if "aux" in name.casefold():
+                setattr(model, name, None)
+    wanted = model.state_dict()
+    names = inner_names(state, wanted)
+    differing = [name for name, t in wanted.items() if name in names and state[names[name]].shape != t.shape]
+    rows = {len(state[names[name]]) for name in differing if state[names[name]].ndim}
+    if classes is None and len(rows) == 1 and rows != {guess_classes(state)}:
+        return model_for(state, arch, rows.pop(), channels)  # the head is no matrix, or not the last one
+    return model, names
+
+
 def read_state(path: str | os.PathLike, *, trusted: bool = False) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Metadata and state dict of a file that `load` reads, for models whose architecture zsu cannot build.
+    """Metadata and state dict of a file that `load` reads, names and types as they are there.
 
     Raises
     ------
     ZsuError
         Missing, damaged or foreign file, or pickled code that is not trusted.
     """
-    about, state = read_checkpoint(path, trusted)
-    return about, state.state_dict() if isinstance(state, nn.Module) else state
+    about, state, notes = read_checkpoint(path, trusted)
+    if notes:
+        warn(f"{path}: {'; '.join(notes)}")
+    return about, state.state_dict() if isinstance(state, nn.Module) else dict(state)
 
 
-def read_checkpoint(path: str | os.PathLike, trusted: bool) -> tuple[dict, dict[str, torch.Tensor] | nn.Module]:
+def edit_file(
+    path: str | os.PathLike,
+    out: str | os.PathLike,
+    change: Callable[[State], object],
+    arch: str | None = None,
+    *,
+    trusted: bool = False,
+) -> None:
+    """Write what a change, such as ``patch.apply``, makes of a file that `load` reads; names and types stay the file's.
+
+    The architecture matters where the file holds more than the model.
+
+    Raises
+    ------
+    ZsuError
+        As `read_state`, and as the change.
+
+    Warns
+    -----
+    UserWarning
+        New values that need more digits than the file's type has: those weights are written as they are computed.
+    """
+    about, state = read_state(path, trusted=trusted)
+    wider = edit(state, about, change, () if arch is None else build(arch, channels=3).state_dict())
+    save_state(state, out, about)
+    if wider:
+        warn(f"{out} has some weights in more digits than {path}: {in_short(wider)}")
+
+
+def read_checkpoint(path: str | os.PathLike, trusted: bool) -> tuple[dict, State | nn.Module, list[str]]:
+    """Metadata, the state dict or whole model, and what else was in the file, in words."""
     if not is_safetensors(path):
-        return {}, read_torch(path, trusted)
+        return {}, *find_state(read_torch(path, trusted), path)
     try:
-        return metadata(path), safetensors.torch.load_file(path)
+        return metadata(path), safetensors.torch.load_file(path), []
     except safetensors.SafetensorError as error:
         raise damage(path, error) from error
-
-
-def check_file(path: str | os.PathLike) -> None:
-    if not Path(path).is_file():
-        raise ZsuError("there is no such file", where=str(path), remedy="check the path of the checkpoint")
-
-
-def damage(path: str | os.PathLike, error: Exception) -> ZsuError:
-    """What to raise for a file that cannot be read to its end."""
-    first_line = str(error).partition("\n")[0]
-    what = f"this is not a complete checkpoint ({type(error).__name__}: {first_line})"
-    return ZsuError(what, where=str(path), remedy="fetch or save it again")
 
 
 def is_safetensors(path: str | os.PathLike) -> bool:
@@ -253,56 +335,6 @@ def is_safetensors(path: str | os.PathLike) -> bool:
     check_file(path)
     with open(path, "rb") as file:
         return Path(path).suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def read_torch(path: str | os.PathLike, trusted: bool) -> dict[str, torch.Tensor] | nn.Module:
-    """The state dict in a file of ``torch.save``, or the whole model if that was saved and is trusted."""
-    with open(path, "rb") as file:
-        if file.read(2) not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as old versions of PyTorch wrote
-            raise ZsuError("this is neither safetensors nor a PyTorch checkpoint", where=str(path))
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=not trusted)
-    except pickle.UnpicklingError as error:
-        if trusted:
-            raise damage(path, error) from error
-        what = "this checkpoint needs pickled code, which could run anything, and was not read"
-        remedy = "ask for a state dict, or pass trusted=True if you trust whoever made the file"
-        raise ZsuError(what, where=str(path), remedy=remedy) from error
-    except Exception as error:  # a damaged file, or code that is not installed here, fails in many ways
-        raise damage(path, error) from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), (dict, nn.Module)):
-            content = content[key]
-    if isinstance(content, nn.Module):
-        return content
-    if not isinstance(content, dict) or not content or not all(isinstance(t, torch.Tensor) for t in content.values()):
-        what = f"the checkpoint holds a {type(content).__name__} but no state dict"
-        raise ZsuError(what, where=str(path), remedy="save it with torch.save(model.state_dict(), path)")
-    return content
-
-
-def guess_classes(state: dict[str, torch.Tensor]) -> int:
-    """Rows of the last matrix, which is the head in most models; 10 where there is none."""
-    rows = [t.shape[0] for name, t in state.items() if name.endswith("weight") and t.ndim == 2]
-    return rows[-1] if rows else 10
-
-
-def guess_channels(state: dict[str, torch.Tensor]) -> int:
-    """Input channels of the first convolution; 3 where there is none."""
-    channels = [t.shape[1] for t in state.values() if t.ndim == 4]
-    return channels[0] if channels and channels[0] in (1, 3) else 3
-
-
-def check_same_shapes(model: nn.Module, state: dict[str, torch.Tensor], arch: str, path: str | os.PathLike) -> None:
-    expected, found = ({name: tuple(t.shape) for name, t in s.items()} for s in (model.state_dict(), state))
-    differing = [name for name in expected | found if expected.get(name) != found.get(name)]
-    if differing:
-        listed = "; ".join(
-            f"{name}: {found.get(name, 'absent')} in the file, {expected.get(name, 'absent')} in the model"
-            for name in differing[:3]
-        )
-        what = f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}"
-        raise ZsuError(what, where=str(path), remedy="pass the arch, classes and channels that it was trained with")
 
 
 def count_outputs(model: nn.Module, dataset: Dataset, where: str) -> int:
@@ -369,7 +401,8 @@ def references(name: str | int, folder: str | os.PathLike = "references") -> lis
     name = data.classes(fashion.test)[target]
     if name == BUNDLED_WITHOUT:
         return [bundled("retrained", seed) for seed in range(BUNDLED_SEEDS)]
-    files = sorted((Path(folder) / data.slug(name)).glob("[!.]*.safetensors"))
+    made = (Path(folder) / data.slug(name)).glob("*.safetensors")
+    files = sorted((file for file in made if file.stem.isdecimal()), key=lambda file: int(file.stem))
     if not files:
         return []
     wanted = {"arch": "small-cnn", "exclude": [target], "epochs": metadata(bundled_path())["epochs"]}
@@ -382,16 +415,20 @@ def references(name: str | int, folder: str | os.PathLike = "references") -> lis
     return [load(file) for file in files]
 
 
-def load_all(folder: str | os.PathLike, arch: str | None = None, *, trusted: bool = False) -> list[nn.Module]:
-    """Every checkpoint in a folder, by name, as `load` reads it; patches, which `zsu.Patch.save` wrote, are left out.
+def load_all(
+    folder: str | os.PathLike, arch: str | None = None, classes: int | None = None, *, trusted: bool = False
+) -> list[nn.Module]:
+    """Every checkpoint in a folder, by name, as `load` reads it; hidden files and patches are left out.
 
     Raises
     ------
     ZsuError
         There are none, or one of them cannot be read.
     """
-    files = [p for p in sorted(Path(folder).glob("*")) if p.suffix in (".safetensors", ".pt", ".pth")]
-    found = [load(p, arch, trusted=trusted) for p in files if not (is_safetensors(p) and "zsu_patch" in metadata(p))]
+    files = [p for p in sorted(Path(folder).glob("[!.]*")) if p.suffix in ENDINGS]
+    found = [
+        load(p, arch, classes, trusted=trusted) for p in files if not (is_safetensors(p) and "zsu_patch" in metadata(p))
+    ]
     if not found:
         raise ZsuError("no checkpoints", where=str(folder), remedy="make some with `zsu references`")
     return found

@@ -23,6 +23,7 @@ from torchvision import datasets, models
 from torchvision.models.vision_transformer import interpolate_embeddings
 
 from zsu import ZsuError, data, reproduce, training
+from zsu import models as checkpoints
 
 TARGET = {"mnist-cnn": 1, "cifar10-resnet50": 9, "cifar100-resnet50": 0, "imagenet-mini-vgg16": 1, "mufac-vit": 0}
 COUNTS = {"train": (14, 6), "test": (7, 2)}  # images of the class to forget, and of each of three others
@@ -255,6 +256,10 @@ def run_row(name, short, row, tmp_path, monkeypatch):
     assert (frame.loc[frame["model"].isin(["mask", "retrain"]), ["at_test", "at_train"]] == 0).all(axis=None)
     assert (frame.loc[frame["model"] == "retrain", "seconds"] > 0).all()
     settings = json.loads((out / "settings.json").read_text())
+    if name in SHORT and short == SHORT[name]:  # a whole architecture: its checkpoint says what it is
+        found = checkpoints.load(out / "original-0.safetensors")
+        kept = checkpoints.read_state(out / "original-0.safetensors")[1]
+        assert all(torch.equal(t, kept[n]) for n, t in found.state_dict().items())
     changed = frame.loc[frame["model"] == "head-npp", "weights_changed"]
     assert changed.between(1, settings["perturbed"] * len(settings["classes"])).all()
 

@@ -13,6 +13,7 @@ import torch
 from zsu import ZsuError, sweep
 from zsu.cli import main
 from zsu.evaluation import BASIC
+from zsu.scale import pools
 
 OPTIONS = {"methods": ["mask"], "measures": BASIC, "samples": 6, "epochs": 3, "references": 2, "progress": False}
 TASKS = ["Trouser", "Bag"]
@@ -122,6 +123,34 @@ def test_a_task_that_fails_does_not_stop_the_others_and_is_done_again(made, idx,
     assert (tmp_path / "tasks" / "audit-1-0.error").read_text() == "RuntimeError: out of luck"
     same(run(tmp_path, idx), made[1])
     assert not list(tmp_path.glob("tasks/*.error"))
+
+
+def test_a_process_that_is_killed_costs_its_task_a_second_try(tmp_path):
+    def do(task):
+        if task == 0 and not (tmp_path / "killed").exists():
+            (tmp_path / "killed").touch()
+            os.kill(os.getpid(), 9)
+        return task, None
+
+    assert sorted(pools.in_processes(do, list(range(8)), 2)) == [(task, None) for task in range(8)]
+    assert (tmp_path / "killed").exists()
+
+
+def test_a_task_that_always_kills_its_process_is_named_and_the_others_are_done():
+    def do(task):
+        if task == 3:
+            os.kill(os.getpid(), 9)
+        return task, None
+
+    found = dict(pools.in_processes(do, list(range(8)), 2))
+    assert found == dict.fromkeys(range(8)) | {3: pools.KILLED}
+
+
+def test_killed_tasks_are_one_error_that_asks_for_fewer_jobs(idx, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "in_processes", lambda do, tasks, jobs: ((task, pools.KILLED) for task in tasks))
+    message = r"4 of 4 tasks failed; train None-0: its process was killed.*; train 8-0: .*; train 8-1: .*fewer jobs"
+    with pytest.raises(ZsuError, match=message):
+        run(tmp_path, idx, ["Bag"], jobs=2)
 
 
 @pytest.mark.large

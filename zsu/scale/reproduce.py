@@ -119,7 +119,7 @@ class Faces(Dataset):
 class Row(NamedTuple):
     """One experiment, as plain data.
 
-    `arch` is torchvision's name, None for the small CNN, and `head` how the names of its last layer's parameters begin.
+    `arch` is torchvision's name, None for MNIST's CNN, and `head` how the names of its last layer's parameters begin.
     `k` and `perturbed` are for ``"head-npp"``. `published` has At and Ag in percent, mean and standard deviation.
     """
 
@@ -167,10 +167,7 @@ ROWS = {
 def build_classifier(row: Row, classes: int, size: int, pretrained: dict[str, torch.Tensor] | None) -> nn.Module:
     """A fresh model for images of size x size, from ImageNet weights if there are any; its head is always new."""
     if row.arch is None:
-        return nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(64 * (size // 2) ** 2, 512), nn.ReLU(), nn.Linear(512, classes),
-        )  # fmt: skip
+        return models.mnist_cnn(classes, 1, size)
     vit = row.arch.startswith("vit")
     model = torchvision.models.get_model(row.arch, num_classes=classes, **({"image_size": size} if vit else {}))
     if pretrained is not None:
@@ -302,7 +299,7 @@ def train_all(row: Row, splits: Splits, pretrained: dict | None, out: Path, seed
         for seed in range(seeds):
             for kind, exclude in (("original", None), ("retrained", row.target)):
                 make = partial(train, exclude=exclude, seed=seed)
-                training.train_once(model_path(out, kind, seed), {"arch": row.arch, "seed": seed}, make)
+                training.train_once(model_path(out, kind, seed), {"arch": row.arch or "mnist-cnn", "seed": seed}, make)
                 bar.update()
         return training.process()[0] == 0
     finally:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import timeit
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,7 @@ from ..evaluation import MEASURES, audit
 from ..evaluation.measures import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
 from ..forgetting import METHODS, CutPaths, Forgotten, forget
+from .pools import KILLED, in_processes, on_cluster
 
 RETAINED = 20  # images of each other class, for methods of tier T3
 ELSEWHERE = "done by another process"
@@ -104,7 +105,7 @@ def run(
     epochs : int
         Of the models that are trained here.
     jobs : int
-        Processes; -1 is one a core. 1 stays in this one.
+        Processes; -1 is one a core. 1 stays in this one. A process that is killed costs its task a second try.
     scheduler : str, optional
         Address of a Dask scheduler; needs ``pip install zsu[cluster]``. Its workers do the tasks, and a task whose
         worker died is done by another.
@@ -143,9 +144,11 @@ def run(
                     bar.set_postfix(failed=len(failures))
                 bar.update()
     if failures:
-        (task, error), *_ = failures.items()
-        what = f"{len(failures)} of {sum(map(len, to_do))} tasks failed; {task.kind} {task.target}-{task.seed}: {error}"
-        raise ZsuError(what.rstrip("."), where=str(settings.folder / "tasks"), remedy="run it again for those")
+        what = f"{len(failures)} of {sum(map(len, to_do))} tasks failed"
+        for task, error in list(failures.items())[:3]:
+            what += f"; {task.kind} {task.target}-{task.seed}: {error}"
+        fewer = " with fewer jobs" if KILLED in failures.values() else ""
+        raise ZsuError(what.rstrip("."), where=str(settings.folder / "tasks"), remedy=f"run it again for those{fewer}")
     return pd.concat([read_rows(task_file(t, settings), about(settings)) for t in audits(settings)], ignore_index=True)
 
 
@@ -225,12 +228,13 @@ def work_on(
 ) -> Iterator[tuple[Task, str | None]]:
     """Do tasks, in any order; those that another sweep is at are waited for in the end."""
     do, left = functools.partial(work, settings=settings), []
+    results: Iterable
     if scheduler is not None:
         results = on_cluster(do, tasks, scheduler)
     elif jobs == 1:
         results = map(do, tasks)
     else:
-        results = joblib.Parallel(jobs, return_as="generator_unordered")(joblib.delayed(do)(task) for task in tasks)
+        results = in_processes(do, tasks, jobs)
     for task, error in results:
         if error == ELSEWHERE:
             left.append(task)
@@ -239,23 +243,6 @@ def work_on(
     for task in left:
         bar.set_postfix(waiting=len(left))
         yield work(task, settings, wait=True)
-
-
-def on_cluster(do: Callable, tasks: list[Task], scheduler: str) -> Iterator[tuple[Task, str | None]]:
-    """On the workers of a Dask scheduler, which gives the task of a dead worker to another."""
-    try:
-        from distributed import Client, as_completed
-    except ImportError as error:
-        raise ZsuError("Dask is missing", where="sweep", remedy="pip install 'zsu[cluster]'") from error
-    try:
-        client = Client(scheduler, timeout="10s")
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ZsuError(f"no Dask scheduler at {scheduler!r} ({error})", where="sweep", remedy="start one") from error
-    with client:
-        futures = {client.submit(do, task, pure=False): task for task in tasks}
-        for future in as_completed(futures):
-            failed = future.status == "error"  # such as a task that killed three workers
-            yield (futures[future], str(future.exception())) if failed else future.result()
 
 
 def work(task: Task, settings: Settings, wait: bool = False) -> tuple[Task, str | None]:
