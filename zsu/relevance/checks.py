@@ -15,8 +15,11 @@ def forward(model: nn.Module, x: Tensor) -> Tensor:
     """The logits; what torch refuses on the way is said in one line."""
     try:
         return model(x)
-    except RuntimeError as error:
-        what = HOOKS if HOOKS in str(error) else str(error).strip().splitlines()[0].rstrip(".")
+    except ZsuError:
+        raise
+    except Exception as error:  # a model may raise any
+        said = str(error).strip() or type(error).__name__
+        what = HOOKS if HOOKS in said else said.splitlines()[0].rstrip(".")
         remedy = "explain the model without checkpoints"
         if what is not HOOKS:
             what, remedy = f"{what} (x is {tuple(x.shape)})", "pass a batch that the model can take"
@@ -87,9 +90,9 @@ def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(1, target.long().expand(n)[:, None], 1.0)
 
 
-def unrelated() -> ZsuError:
-    """Why there is no relevance of the input."""
-    remedy = "use no detach or no_grad in the model"
+def unrelated(reads: list[str]) -> ZsuError:
+    """Why there is no relevance of the input, of which the model has read values by these operations."""
+    remedy = f"use no {', '.join(reads) or 'detach or no_grad'} in the model"
     return ZsuError("the output does not depend on the input", where="explain", remedy=remedy)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from ..errors import ZsuError
+from ..errors import ZsuError, warn
 from .layers import Step
 from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
 from .weighted import Weighted
@@ -51,10 +51,33 @@ class Composite:
                     unused.pop(pattern, None)
             step.rule = as_rule(rule)
             if step.origin.is_input:
-                step.rule.check(step.x.detach())
+                step.rule.check(step.replay.input)
+                step.rule = step.rule.behind(step.origin.front.of, step.replay.input)
+        self.check_places(steps, last)
         if unused:
             known = ", ".join(step.layer.name for step in steps)
             raise ZsuError(f"no layer is called {', '.join(unused)}", where="Composite", remedy=f"use one of {known}")
+
+    def check_places(self, steps: Sequence[Weighted], last: Step | None) -> None:
+        """Say where a rule of a place has no layer there."""
+        if self.last is not None and last not in steps:
+            remedy = "name the layer instead, as Composite(names={...})"
+            raise ZsuError("no layer computes the logits themselves", where="Composite(last=...)", remedy=remedy)
+        front = {
+            step.layer.name: step.origin.front.by for step in steps if step.origin.front and not step.origin.is_input
+        }
+        if self.first is None or not front and any(step.origin.is_input for step in steps):
+            return
+        behind = ", ".join(f"{name} reads it behind {by!r}" for name, by in front.items())
+        if any(step.origin.is_input for step in steps):
+            warn(f"the rule of the input is not that of all layers that read it: {behind}")
+            return
+        remedy = "explain the part of the model behind that, or use a composite without `first`"
+        raise ZsuError(
+            f"no layer reads the model's input itself: {behind}" if behind else "no layer reads the model's input",
+            where="Composite(first=...)",
+            remedy=remedy,
+        )
 
 
 COMPOSITES = {

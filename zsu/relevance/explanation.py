@@ -1,13 +1,14 @@
 """explain(): relevance of every input value, node and edge from one forward and one backward pass."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import ZsuError
-from .checks import HOOKS, check_channel, check_input, check_logits, check_model, forward, output_weights, unrelated
+from .checks import HOOKS, check_channel, check_input, check_logits, check_model, forward, output_weights
 from .composites import Rules, as_composite
 from .layers import Layer
 from .result import Relevance
@@ -173,14 +174,18 @@ def recording(
     check_input(model, x)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         tape = Tape(model, edges, attention, taps)
-        with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
+        with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS), eager():
             logits = tape.record(x, lambda first: forward(model, first))
-        check_logits(model, logits)
-        if logits not in tape.origins or not logits.requires_grad:
-            raise unrelated()
+            check_logits(model, logits)
+            tape.check_flow(lambda first: forward(model, first))
         last = tape.steps.get(tape.origins[logits].layer)  # of the layer whose direct output is the logits
         as_composite(rules).assign(tape.weighted_steps(), last)
         yield tape
+
+
+def eager() -> AbstractContextManager:
+    """What torch.compile has compiled in the model runs as it is written."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def layers_by_name(tape: Tape, weights: Tensor) -> dict[str, Layer]:
