@@ -63,21 +63,17 @@ class Composite:
         if self.last is not None and last not in steps:
             remedy = "name the layer instead, as Composite(names={...})"
             raise ZsuError("no layer computes the logits themselves", where="Composite(last=...)", remedy=remedy)
-        front = {
-            step.layer.name: step.origin.front.by for step in steps if step.origin.front and not step.origin.is_input
-        }
-        if self.first is None or not front and any(step.origin.is_input for step in steps):
+        if self.first is None:
             return
-        behind = ", ".join(f"{name} reads it behind {by!r}" for name, by in front.items())
-        if any(step.origin.is_input for step in steps):
-            warn(f"the rule of the input is not that of all layers that read it: {behind}")
-            return
-        remedy = "explain the part of the model behind that, or use a composite without `first`"
-        raise ZsuError(
-            f"no layer reads the model's input itself: {behind}" if behind else "no layer reads the model's input",
-            where="Composite(first=...)",
-            remedy=remedy,
-        )
+        taken = any(step.origin.is_input for step in steps)
+        fronts = {step.layer.name: step.origin.front for step in steps if not step.origin.is_input}
+        behind = [f"{name} reads it behind {front.by!r}" for name, front in fronts.items() if front]
+        if taken and behind:
+            warn(f"the rule of the input is not that of all layers that read the input: {', '.join(behind)}")
+        if not taken:
+            what = ": ".join(["no layer reads the model's input itself", *behind[:1]])
+            remedy = "explain the part of the model behind that, or use a composite without `first`"
+            raise ZsuError(what, where="Composite(first=...)", remedy=remedy)
 
 
 COMPOSITES = {

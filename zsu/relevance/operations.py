@@ -18,7 +18,8 @@ SUBTRACT = set("sub sub_ __sub__ __isub__ subtract subtract_".split())
 # f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
 PER_CHANNEL = set(
     "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-    "contiguous clone to float double half bfloat16 type type_as cpu cuda pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "contiguous clone to float double half bfloat16 type type_as cpu cuda "
+    "pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 )
