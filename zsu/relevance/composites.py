@@ -50,7 +50,7 @@ class Composite:
                     rule = self.names[pattern]
                     unused.pop(pattern, None)
             step.rule = as_rule(rule)
-            if step.origin.is_input:
+            if step.origin.front and step.origin.is_input:
                 step.rule.check(step.replay.input)
                 step.rule = step.rule.behind(step.origin.front.of, step.replay.input)
         self.check_places(steps, last)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from ..errors import ZsuError
 from .checks import HOOKS, check_channel, check_input, check_logits, check_model, forward, output_weights
@@ -169,6 +170,9 @@ def recording(
     """The tape of a forward pass, with a rule for each layer, after the checks; it is replayed in the with block."""
     if attention not in ("cp-lrp", "attnlrp"):
         raise ZsuError(f"attention {attention!r}", where="explain", remedy="use 'cp-lrp' or 'attnlrp'")
+    if any(isinstance(mode, Tape) for mode in _get_current_function_mode_stack()):
+        what, remedy = "an explanation inside a model that is explained", "explain one after the other"
+        raise ZsuError(what, where="explain", remedy=remedy)
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     check_model(model)
     check_input(model, x)

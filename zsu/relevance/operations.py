@@ -46,6 +46,7 @@ SCALING = set(
 )
 MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
 PRODUCTS = SCALING | MATMUL
+ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 MAY_TURN_NEGATIVE = PRODUCTS | {"pad", "interpolate"}
 GATES = set("sigmoid sigmoid_ hardsigmoid softmax".split())
 # Constant around almost every x, so that they may multiply as gates do.
@@ -80,6 +81,10 @@ class Call(NamedTuple):
         kwargs = dict(self.kwargs)
         first, second = ((kwargs.pop(name),) if name in kwargs else () for name in ("input", "other"))
         return self._replace(args=(*first, *self.args, *second), kwargs=kwargs)
+
+    def changes(self, t: Tensor) -> bool:
+        """Whether it changes t in place."""
+        return len(self.args) > 0 and t is self.args[0] and (self.in_place or self.name in SETTING)
 
     @property
     def asks(self) -> bool:

@@ -23,8 +23,8 @@ class Front(NamedTuple):
 
     def then(self, by: str, change: Callable[[Tensor], Tensor] | None) -> Front:
         """With one more operation behind it."""
-        known = self.maps is not None and change is not None
-        return Front(self.by or by, (*self.maps, change) if known else None)  # type: ignore[misc]
+        maps = None if self.maps is None or change is None else (*self.maps, change)
+        return Front(self.by or by, maps)
 
     def of(self, t: Tensor) -> Tensor:
         """What it makes of values in the place of the input's."""

@@ -55,6 +55,7 @@ class Outside:
 
     def meet(self, call: Call, others: Iterable[Tensor]) -> None:
         """Look at what a call brings into the flow besides the flow itself."""
+        others = [t for t in others if not call.changes(t)]
         for t in others:
             if self.knows(t):
                 continue

@@ -105,10 +105,9 @@ class Tape(TorchFunctionMode):
 
     def check_flow(self, forward: Callable[[Tensor], Tensor]) -> None:
         """Refuse logits that the input reaches in ways that the tape has not followed."""
-        if self.logits not in self.origins and self.logits.grad_fn is not None:
-            if leads_to(self.logits.grad_fn, self.input):
-                raise hidden(self.logits, "the output")
         if self.logits not in self.origins or not self.logits.requires_grad:
+            if self.logits.grad_fn is not None and leads_to(self.logits.grad_fn, self.input):
+                raise hidden(self.logits, "the output")
             raise unrelated(self.outside.reads)
         if self.outside.reads:
             again = Tape(self.model, False, self.attention)
@@ -199,7 +198,7 @@ class Tape(TorchFunctionMode):
         tensors = tensors[:1] if call.name in operations.LIKE else tensors
         flow = [t for t in tensors if t in self.origins]
         sides = [t for t in tensors if t in self.sides]
-        if not flow and not sides or call.name in operations.FRESH and len(tensors) == 1:
+        if not (flow or sides) or (call.name in operations.FRESH and len(tensors) == 1):
             return self.outside.compute(call, [] if flow or sides else tensors)
         if call.name in operations.READS and tensors[0] is args[0]:
             return self.read(call)
@@ -226,7 +225,7 @@ class Tape(TorchFunctionMode):
             return self.convolution(call, *args, **kwargs)
         if name in ("linear", "batch_norm", "layer_norm", "group_norm"):
             return getattr(self, name)(func, *args, **kwargs)
-        if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+        if name in operations.ATTENTION:
             return getattr(attention, name)(self, *args, **kwargs)
         if name in operations.ADD:
             return self.add(*args, in_place=call.in_place, **kwargs)
@@ -493,6 +492,8 @@ class Tape(TorchFunctionMode):
         name, gates = call.name, all(self.sides[t].gate for t in sides)
         if flow and gates and name in operations.PRODUCTS | {"einsum"}:
             return self.other(call, flow)
+        if flow and name in operations.ATTENTION:
+            return getattr(attention, name)(self, *call.args, **call.kwargs)
         side = next((self.sides[t] for t in sides if not self.sides[t].gate), self.sides[sides[0]])
         if flow and not call.asks:
             side = Side(side.by, False, side.joins or name)
@@ -520,8 +521,7 @@ class Tape(TorchFunctionMode):
 
     def check_unchanged(self, call: Call, side: Side) -> None:
         """Refuse what changes the flow in place and has no rule."""
-        first = next(iter(tensors_in(call.args)), None)
-        if first in self.origins and (call.in_place or call.name in operations.SETTING):
+        if any(t in self.origins and call.changes(t) for t in tensors_in(call.args[:1])):
             raise self.refusal(side)
 
     def gate(self, call: Call) -> Tensor:
@@ -589,9 +589,7 @@ class Tape(TorchFunctionMode):
         """Why what an operation made cannot be explained."""
         if side.by is None:
             what = "a part of the model runs under torch.no_grad, or is an autograd.Function of its own"
-            remedy = (
-                "take no_grad out of the model's forward, write a Function as functions of torch, remove backward hooks"
-            )
+            remedy = "take no_grad out of the model's forward, write a Function as functions, remove backward hooks"
             return ZsuError(f"{what}, so no relevance flows through it", where="explain", remedy=remedy)
         what = f"operation {side.by!r} has no relevance rule"
         remedy = "replace it in the model, or explain a model without it"
@@ -601,7 +599,7 @@ class Tape(TorchFunctionMode):
             remedy = "a product needs a gate: compute one factor with softmax, sigmoid or hardsigmoid in the model"
         elif side.by in operations.GATES and side.joins:
             remedy = "a gate may be reshaped, scaled and shifted, and then only multiply"
-        elif side.by in {*operations.GATES, "log_softmax", "logsigmoid"}:
+        elif (side.gate and side.by in operations.GATES) or side.by in ("log_softmax", "logsigmoid"):
             remedy = "explain the logits: remove the last softmax or sigmoid from the model"
         return ZsuError(what, where="explain", remedy=remedy)
 
