@@ -129,6 +129,7 @@ def frozen_factors():
     for name in ("hardsigmoid", "softmax"):
         stack.enter_context(mock.patch.object(F, name, constant(getattr(F, name))))
     stack.enter_context(mock.patch.object(torch, "sigmoid", constant(torch.sigmoid)))
+    stack.enter_context(mock.patch.object(torch, "tanh", constant_factor(torch.tanh)))
     stack.enter_context(mock.patch.object(F, "layer_norm", layer_norm))
     stack.enter_context(mock.patch.object(F, "multi_head_attention_forward", attention))
     return stack

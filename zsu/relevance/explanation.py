@@ -54,18 +54,25 @@ def explain(
     -------
     Relevance
 
+    Notes
+    -----
+    Forward hooks and checks may read activations. A model that takes numbers or arrays out of them (``.item()``,
+    ``.numpy()``), or uses tensors that were made out of sight, runs a second time, on slightly darker images: what joins
+    the flow of relevance must then be the same, or it is refused.
+
     Raises
     ------
     ZsuError
         Model in train mode; input without batch dimension, of the wrong dtype, device or number of channels, empty
         or not finite; target out of range; output not (N, classes); an operation without a relevance rule, by name;
-        a rule of the input layer elsewhere.
+        a rule of the input layer elsewhere, or where no layer reads the input.
 
     Warns
     -----
     UserWarning
         Somewhere sum |R| is more than `EXPLODES` times that of the outputs: the rule does not suit the model. Or the
         stabilisers keep more than a tenth of the relevance: epsilon does not suit the size of the model's activations.
+        Or the rule of the input is not that of all layers that read it.
     """
     return explain_each(model, x, [target], rules, edges=edges, attention=attention)[0]
 

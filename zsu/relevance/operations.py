@@ -51,6 +51,7 @@ MAY_TURN_NEGATIVE = PRODUCTS | {"pad", "interpolate"}
 GATES = set("sigmoid sigmoid_ hardsigmoid softmax".split())
 # Constant around almost every x, so that they may multiply as gates do.
 MASKS = set("gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater less isnan isinf isfinite".split())
+GATES_AND_MASKS = GATES | MASKS
 # What they may go through and stay gates.
 STAYS_GATE = PLAIN | SCALING | ADD | SUBTRACT | {"rsub", "__rsub__", "stack", "cat", "logical_not", "bool"}
 

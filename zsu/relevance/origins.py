@@ -75,13 +75,15 @@ def origin_after(call: Call, origin: Origin, x: Tensor, out: Tensor, samples: in
 
 def front_of(call: Call, x: Tensor, out: Tensor) -> tuple[str, Callable[[Tensor], Tensor] | None]:
     """The operation's name, unless it leaves the values as they are, and what it does to each value alone."""
-    if call.name in RESHAPING:
-        return "", lambda t: t.reshape(out.shape)
-    if call.name in ("contiguous", "clone"):
+    name, func, args, kwargs, shape = call.name, call.func, call.args, call.kwargs, out.shape
+    if name in RESHAPING:
+        return "", lambda t: t.reshape(shape)
+    if name in ("contiguous", "clone"):
         return "", lambda t: t
-    if call.name not in SCALING or out.shape != x.shape:
-        return call.name, None
-    return call.name, lambda t: call.func(*(t.clone() if a is x else a for a in call.args), **call.kwargs)
+    if name not in SCALING or shape != x.shape:
+        return name, None
+    args = tuple(None if a is x else a for a in args)  # x itself is not to be kept alive
+    return name, lambda t: func(*(t.clone() if a is None else a for a in args), **kwargs)
 
 
 def after_reshape(axis: int | None, size: int, before: torch.Size, after: torch.Size, above: int = -1) -> int | None:

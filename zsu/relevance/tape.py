@@ -8,8 +8,10 @@ ReLU, flatten or anything else that is linear or a masked identity. Layers with 
 Products of two things that both depend on the input: a *gate* (what a sigmoid or softmax gives) counts as a constant
 factor, and all relevance goes to what it gates (Arras et al. 2017, arXiv:1706.07206); so do attention weights (CP-LRP,
 Ali et al. 2022, arXiv:2202.07304), unless AttnLRP is asked for, which halves the relevance at both products of
-attention and follows the softmax (Achtibat et al. 2024, arXiv:2402.05602, sec. 3.3). Products that no softmax has seen
-may not join the flow.
+attention and follows the softmax (Achtibat et al. 2024, arXiv:2402.05602, sec. 3.3). A gate may be reshaped, scaled and
+shifted on its way. What an operation without a rule makes stands beside the flow: hooks may store it, gates may be
+computed from it; it is refused, by name, where it would join the flow (:mod:`zsu.relevance.outside`: and what was not
+seen made).
 
 A `TorchFunctionMode` sees each torch function that the model calls. No hook is registered and no module replaced,
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
@@ -241,7 +243,7 @@ class Tape(TorchFunctionMode):
             return self.other(Call(torch.transpose, "transpose", (*args[:1], -2, -1), {}), flow)
         if name in operations.BENDING:
             return self.bending(call)
-        if name in operations.GATES | operations.MASKS:
+        if name in operations.GATES_AND_MASKS:
             return self.gate(call)
         if len(flow) > 1 and name in operations.PRODUCTS:
             return self.product(call)
@@ -490,7 +492,7 @@ class Tape(TorchFunctionMode):
     def beside(self, call: Call, flow: list[Tensor], sides: list[Tensor]) -> Any:
         """An operation on tensors that depend on the input outside the flow, alone or together with the flow."""
         name, gates = call.name, all(self.sides[t].gate for t in sides)
-        if flow and gates and name in operations.PRODUCTS | {"einsum"}:
+        if flow and gates and (name in operations.PRODUCTS or name == "einsum"):
             return self.other(call, flow)
         if flow and name in operations.ATTENTION:
             return getattr(attention, name)(self, *call.args, **call.kwargs)
@@ -501,7 +503,7 @@ class Tape(TorchFunctionMode):
         with torch.no_grad():
             out = call.run()
         stays = gates and not flow and name in operations.STAYS_GATE
-        side = Side(name, True) if name in operations.GATES | operations.MASKS else side._replace(gate=stays)
+        side = Side(name, True) if name in operations.GATES_AND_MASKS else side._replace(gate=stays)
         return self.aside(call.args[0] if name in operations.SETTING else out, *side)
 
     def aside(self, out: Any, by: str | None, gate: bool, joins: str | None = None) -> Any:
