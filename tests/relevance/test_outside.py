@@ -8,8 +8,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from einops.layers.torch import EinMix, Rearrange
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from tests.helpers import rand
 from zsu import Composite, ZsuError, compare, explain, explain_each
@@ -457,6 +459,50 @@ def test_one_of_two_branches_behind_a_pool_is_said():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         explain(both, images(), 1, "epsilon-plus")
+
+
+# --- computed weights -------------------------------------------------------------------------------------------
+
+COMPUTED = {
+    "weight_norm": nn.utils.weight_norm, "spectral_norm": nn.utils.spectral_norm,
+    "pruning": lambda m: prune.l1_unstructured(m, "weight", 0.3),
+    "parametrized weight_norm": nn.utils.parametrizations.weight_norm,
+    "parametrized spectral_norm": nn.utils.parametrizations.spectral_norm,
+    "orthogonal": nn.utils.parametrizations.orthogonal,
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", COMPUTED)
+def test_layers_whose_weights_are_computed_have_their_modules_names(name, frozen):
+    model = body()
+    model[0], model[3] = (COMPUTED[name](model[n]) for n in (0, 3))
+    model.double().eval().requires_grad_(not frozen)
+    x = images()
+    model(x)  # old hooks compute weights at the first call
+    result = explain(model, x, 1, {"0": "gamma", "3": "epsilon"})
+    plain = body()
+    for n in (0, 3):
+        plain[n].weight.data, plain[n].bias.data = model[n].weight.detach(), model[n].bias.detach()
+    right = explain(plain, x, 1, {"0": "gamma", "3": "epsilon"})
+    assert torch.allclose(result.input, right.input, rtol=1e-9)
+    assert list(result.edges) == ["0", "3"]
+
+
+def test_layers_of_einops():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Rearrange("n c h w -> n (c h w)"), nn.Linear(64, 3))
+    model.load_state_dict(body().state_dict())
+    assert torch.equal(explain(model.double().eval(), images(), 1).input, explain(body(), images(), 1).input)
+    mixed = nn.Sequential(*body()[:2], EinMix("n c h w -> n k", "c h w k", c=4, h=4, w=4, k=3)).double().eval()
+    with pytest.raises(ZsuError, match="'einsum' has no relevance rule"):
+        explain(mixed, images(), 1)
+
+
+def test_autocast_inside_the_model_is_refused():
+    model = Net(lambda m, x: torch.autocast("cpu", torch.bfloat16)(m.body)(x), body=body()).float().eval()
+    with pytest.raises(ZsuError, match="body.0: it takes torch.float32 and gives torch.bfloat16.*take autocast out"):
+        explain(model, images().float(), 1)
 
 
 # --- models that raise ----------------------------------------------------------------------------------------

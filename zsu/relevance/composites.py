@@ -22,8 +22,8 @@ class Composite:
     conv, linear, norm : Rule or str
         For convolutions (a BatchNorm right behind counts as part of one), Linears, and BatchNorms of their own.
     first, last : Rule or str, optional
-        For the layers that read the model's input, by way of a normalisation (arithmetic with constants) too, and for the
-        one that computes the logits. `ZsuError` where there is none.
+        For the layers that read the model's input, also by way of a normalisation (arithmetic with constants), and for
+        the one that computes the logits. `ZsuError` where there is none.
     names : mapping of str to Rule or str
         By name of the layer, with ``*`` for any text: ``{"features.*": "gamma", "classifier.0": Epsilon(0.1)}``.
     """

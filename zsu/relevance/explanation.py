@@ -57,8 +57,8 @@ def explain(
     Notes
     -----
     Forward hooks and checks may read activations. A model that takes numbers or arrays out of them (``.item()``,
-    ``.numpy()``), or uses tensors that were made out of sight, runs a second time, on slightly darker images: what joins
-    the flow of relevance must then be the same, or it is refused.
+    ``.numpy()``), or uses tensors that were made out of sight, runs a second time, on slightly darker images: what
+    joins the flow of relevance must then be the same, or it is refused.
 
     Raises
     ------

@@ -31,9 +31,14 @@ class Outside:
 
     def __init__(self, model: nn.Module, start: Tensor):
         self.start = start
-        held = (v for m in model.modules() for v in (*m._parameters.values(), *m._buffers.values(), *vars(m).values()))
-        self.held = {id(t): t for t in held if isinstance(t, Tensor)}  # of the model
-        self.made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # in sight, of what is known
+        self.held: dict[
+            int, tuple[Tensor, str]
+        ] = {}  # of the model, with its name; the tensor is kept, as names go by id
+        for name, m in model.named_modules():
+            for key, t in (*vars(m).items(), *m._buffers.items(), *m._parameters.items()):
+                if isinstance(t, Tensor):
+                    self.held.setdefault(id(t), (t, f"{name}.{key}"))
+        self.made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # in sight, of what is known; to a name, if any
         self.reads: list[str] = []
         self.joined: list[Tensor | Number] = []
 
@@ -41,12 +46,17 @@ class Outside:
         """Whether t cannot depend on the input."""
         return id(t) in self.held or t in self.made
 
+    def name(self, t: Tensor | None) -> str:
+        """That of a tensor of the model, or of the first such that it was computed from."""
+        return self.held[id(t)][1] if id(t) in self.held else self.made.get(t, "") if t is not None else ""
+
     def compute(self, call: Call, tensors: list[Tensor]) -> object:
         """What a call gives that has nothing to do with the flow; what has met unknown tensors is unknown."""
         out = call.run()
         if all(self.knows(t) for t in tensors):
             if "empty" not in call.name:  # which others fill
-                self.made.update(dict.fromkeys(tensors_in((out,))))
+                source = next(filter(None, map(self.name, tensors)), "")
+                self.made.update(dict.fromkeys(tensors_in((out,)), source))
             return out
         for t in tensors:
             self.held.pop(id(t), None)

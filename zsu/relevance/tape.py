@@ -359,6 +359,9 @@ class Tape(TorchFunctionMode):
         self, kind: str, name: str, op: Conv | Linear | Affine, x: Tensor, w: Tensor, b: Tensor | None, value: Tensor
     ) -> Tensor:
         """The output of op(x) with weights w and bias b, which is `value`, as a layer of that name."""
+        if value.dtype != x.dtype:
+            what = f"it takes {x.dtype} and gives {value.dtype}, as under autocast"
+            raise ZsuError(what, where=name, remedy="take autocast out of the model's forward")
         origin, channel = self.origins[x], x.dim() - 1 if isinstance(op, Linear) else 1
         batch = None if origin.axes[0] == channel else origin.axes[0]
         sources = origin.sources if origin.axes[1] == channel else None
@@ -372,8 +375,9 @@ class Tape(TorchFunctionMode):
         return self.layer_output(step, FollowRule.apply(step.x, step))
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
-        """The layer's name: that of its parameter without the last part."""
-        return self.names.get(id(parameter), f"{kind}.").rpartition(".")[0]
+        """The layer's name: that of its parameter, or what that is computed from, without the last part."""
+        name = self.names.get(id(parameter)) or self.outside.name(parameter) or f"{kind}."
+        return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
 
     # -- norms and activations
 
