@@ -29,7 +29,9 @@ def scaled_dot_product_attention(
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, -torch.inf)
     if tape.attention == "cp-lrp" and value in tape.origins:  # constant weights
-        query, key = query.detach(), key.detach()
+        query, key = tape.aside((query.detach(), key.detach()), "attention", gate=False)
+    if attn_mask is not None:
+        tape.outside.made[attn_mask] = ""
     with tape:  # recorded as if the model did it
         scores = torch.matmul(query * scale, key.transpose(-2, -1))
         scores = scores if attn_mask is None else scores + attn_mask
@@ -48,6 +50,7 @@ def multi_head_attention_forward(
         raise ZsuError("attention with separate projections, extra keys or padding", where=where, remedy=remedy)
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.detach().chunk(3)
     weights = in_proj_weight.detach().chunk(3)
+    tape.outside.made.update(dict.fromkeys((*weights, *(b for b in biases if b is not None)), ""))
     tape.parts += weights  # kept alive, because names go by id
     tape.names |= {id(w): f"{where}.{letter}.weight" for letter, w in zip("qkv", weights, strict=True)}
 
@@ -56,7 +59,7 @@ def multi_head_attention_forward(
 
     constant = tape.attention == "cp-lrp" and value in tape.origins
     if constant:
-        query, key = query.detach(), key.detach()
+        query, key = tape.aside((query.detach(), key.detach()), "attention", gate=False)
     if attn_mask is not None and attn_mask.dim() == 3:
         attn_mask = attn_mask.unflatten(0, (-1, num_heads))  # (N heads, L, L) -> (N, heads, L, L)
     with tape:

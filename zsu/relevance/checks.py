@@ -43,9 +43,9 @@ def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:
     return torch.zeros_like(logits).scatter_(1, target.long().expand(n)[:, None], 1.0)
 
 
-def unrelated() -> ZsuError:
-    """Why there is no relevance of the input."""
-    remedy = "use no detach or no_grad in the model"
+def unrelated(reads: list[str]) -> ZsuError:
+    """Why there is no relevance of the input, of which the model has read values by these operations."""
+    remedy = f"use no {', '.join(reads) or 'detach or no_grad'} in the model"
     return ZsuError("the output does not depend on the input", where="explain", remedy=remedy)
 
 

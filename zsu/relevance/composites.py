@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from ..errors import ZsuError
+from ..errors import ZsuError, warn
 from .layers import Step
 from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
 from .weighted import Weighted
@@ -22,7 +22,8 @@ class Composite:
     conv, linear, norm : Rule or str
         For convolutions (a BatchNorm right behind counts as part of one), Linears, and BatchNorms of their own.
     first, last : Rule or str, optional
-        For the layers that read the model's input, and for the one that computes the logits.
+        For the layers that read the model's input, also by way of a normalisation (arithmetic with constants), and for
+        the one that computes the logits. `ZsuError` where there is none.
     names : mapping of str to Rule or str
         By name of the layer, with ``*`` for any text: ``{"features.*": "gamma", "classifier.0": Epsilon(0.1)}``.
     """
@@ -50,11 +51,30 @@ class Composite:
                     rule = self.names[pattern]
                     unused.pop(pattern, None)
             step.rule = as_rule(rule)
-            if step.origin.is_input:
-                step.rule.check(step.x.detach())
+            if step.origin.front and step.origin.is_input:
+                step.rule.check(step.replay.input)
+                step.rule = step.rule.behind(step.origin.front.of, step.replay.input)
+        self.check_places(steps, last)
         if unused:
             known = ", ".join(step.layer.name for step in steps)
             raise ZsuError(f"no layer is called {', '.join(unused)}", where="Composite", remedy=f"use one of {known}")
+
+    def check_places(self, steps: Sequence[Weighted], last: Step | None) -> None:
+        """Say where a rule of a place has no layer there."""
+        if self.last is not None and last not in steps:
+            remedy = "name the layer instead, as Composite(names={...})"
+            raise ZsuError("no layer computes the logits themselves", where="Composite(last=...)", remedy=remedy)
+        if self.first is None:
+            return
+        taken = any(step.origin.is_input for step in steps)
+        fronts = {step.layer.name: step.origin.front for step in steps if not step.origin.is_input}
+        behind = [f"{name} reads it behind {front.by!r}" for name, front in fronts.items() if front]
+        if taken and behind:
+            warn(f"the rule of the input is not that of all layers that read the input: {', '.join(behind)}")
+        if not taken:
+            what = ": ".join(["no layer reads the model's input itself", *behind[:1]])
+            remedy = "explain the part of the model behind that, or use a composite without `first`"
+            raise ZsuError(what, where="Composite(first=...)", remedy=remedy)
 
 
 COMPOSITES = {

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
 
 from ..errors import ZsuError
 from ..inside import HOOKS, check_finite, check_logits, check_model, logits_of, run, uncompiled
-from .checks import check_channel, check_input, output_weights, unrelated
+from .checks import check_channel, check_input, output_weights
 from .composites import Rules, as_composite
 from .layers import Layer
 from .result import Relevance
@@ -53,18 +54,25 @@ def explain(
     -------
     Relevance
 
+    Notes
+    -----
+    Forward hooks and checks may read activations. A model that takes numbers or arrays out of them (``.item()``,
+    ``.numpy()``), or uses tensors that were made out of sight, runs a second time, on slightly darker images: what
+    joins the flow of relevance must then be the same, or it is refused.
+
     Raises
     ------
     ZsuError
         Model in train mode; input without batch dimension, of the wrong dtype, device or number of channels, empty
         or not finite; target out of range; output not (N, classes); an operation without a relevance rule, by name;
-        a rule of the input layer elsewhere.
+        a rule of the input layer elsewhere, or where no layer reads the input.
 
     Warns
     -----
     UserWarning
         Somewhere sum |R| is more than `EXPLODES` times that of the outputs: the rule does not suit the model. Or the
         stabilisers keep more than a tenth of the relevance: epsilon does not suit the size of the model's activations.
+        Or the rule of the input is not that of all layers that read it.
     """
     return explain_each(model, x, [target], rules, edges=edges, attention=attention)[0]
 
@@ -176,6 +184,9 @@ def recording(
     """The tape of a forward pass, with a rule for each layer, after the checks; it is replayed in the with block."""
     if attention not in ("cp-lrp", "attnlrp"):
         raise ZsuError(f"attention {attention!r}", where="explain", remedy="use 'cp-lrp' or 'attnlrp'")
+    if any(isinstance(mode, Tape) for mode in _get_current_function_mode_stack()):
+        what, remedy = "an explanation inside a model that is explained", "explain one after the other"
+        raise ZsuError(what, where="explain", remedy=remedy)
     model = uncompiled(model)
     check_model(model)
     check_input(model, x)
@@ -183,10 +194,9 @@ def recording(
         tape = Tape(model, edges, attention, taps)
         with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
             logits = tape.record(x, lambda first: run(model, first))
-        check_logits(model, logits, x)
-        check_finite(model, logits)
-        if logits not in tape.origins or not logits.requires_grad:
-            raise unrelated()
+            check_logits(model, logits, x)
+            check_finite(model, logits)
+            tape.check_flow(lambda first: run(model, first))
         last = tape.steps.get(tape.origins[logits].layer)  # of the layer whose direct output is the logits
         as_composite(rules).assign(tape.weighted_steps(), last)
         yield tape

@@ -65,12 +65,16 @@ class Share:
 class Replay:
     """The backward pass that runs over a tape: what is asked of it, and what the steps find."""
 
-    samples: int
+    input: Tensor  # of the model
     edges: bool
     last: bool = True  # no other pass follows, so that the steps may let go of their tensors
     open: Collection[Layer] | None = None  # the only layers that hand on what arrives; None: all do
     shares: dict[Layer, Share] = field(default_factory=dict)
     direct: list[Tensor] = field(default_factory=list)  # relevance of the input values that is no multiple of them
+
+    @property
+    def samples(self) -> int:
+        return len(self.input)
 
     def begin(self, last: bool, open: Collection[Layer] | None = None) -> None:
         """Another pass, which has found nothing yet."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch._ops import OpOverloadPacket
 
 CONV = {"conv1d", "conv2d", "conv3d"}
 CONV_TRANSPOSE = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 WITH_WEIGHTS = CONV | CONV_TRANSPOSE | set("linear batch_norm layer_norm group_norm prelu".split())
 ADD = set("add add_ __add__ __radd__ __iadd__".split())
+SUBTRACT = set("sub sub_ __sub__ __isub__ subtract subtract_".split())
 # f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
 PER_CHANNEL = set(
     "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-    "contiguous clone pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "contiguous clone to float double half bfloat16 type type_as cpu cuda "
+    "pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 )
@@ -25,19 +28,32 @@ BENDING = set("relu6 hardtanh hardtanh_ gelu silu elu elu_ selu selu_ celu celu_
 BENDING |= set("softsign tanhshrink hardshrink softshrink".split())
 # Values stay, axes move.
 RESHAPING = set("flatten reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
-REARRANGING = set("permute transpose movedim swapaxes expand chunk split unbind select narrow __getitem__".split())
-REARRANGING |= {"mean", "sum"}
+EXPANDING = set("expand expand_as broadcast_to repeat tile repeat_interleave".split())
+REARRANGING = set("permute transpose movedim swapaxes chunk split unbind select narrow __getitem__".split())
+REARRANGING |= EXPANDING | {"mean", "sum"}
 PLAIN = PER_CHANNEL | RESHAPING | REARRANGING
-# Return no tensor, and yet what follows depends on the input.
-HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
+# The second tensor gives its shape or type alone.
+LIKE = {"view_as", "reshape_as", "expand_as", "type_as"}
+# Values leave the tensors, and what follows may depend on them.
+READS = set("item tolist numpy __array__ __float__ __int__ __complex__ __index__ __dlpack__ __deepcopy__".split())
+READS |= set("storage untyped_storage _typed_storage data_ptr".split())
+SETTING = {"__setitem__", "__set__"}
+# What the gradient passes would go on to the model's own hooks, which may change it; relevance does not.
+BACKWARD = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 FRESH = set("new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like".split())
 SCALING = set(
     "mul mul_ multiply div div_ divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__ neg negative __neg__".split()
 )
 MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
 PRODUCTS = SCALING | MATMUL
+ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
 MAY_TURN_NEGATIVE = PRODUCTS | {"pad", "interpolate"}
-GATES = set("sigmoid hardsigmoid softmax".split())
+GATES = set("sigmoid sigmoid_ hardsigmoid softmax".split())
+# Constant around almost every x, so that they may multiply as gates do.
+MASKS = set("gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater less isnan isinf isfinite".split())
+GATES_AND_MASKS = GATES | MASKS
+# What they may go through and stay gates.
+STAYS_GATE = PLAIN | SCALING | ADD | SUBTRACT | {"rsub", "__rsub__", "stack", "cat", "logical_not", "bool"}
 
 signature = functools.lru_cache(maxsize=256)(inspect.signature)
 
@@ -53,6 +69,10 @@ class Call(NamedTuple):
     def run(self) -> Any:
         return self.func(*self.args, **self.kwargs)
 
+    def on(self, x: Tensor) -> Any:
+        """What the call gives with x in the place of its first argument."""
+        return self.func(x, *self.args[1:], **self.kwargs)
+
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """The argument at that position, or of that name."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
@@ -62,6 +82,15 @@ class Call(NamedTuple):
         kwargs = dict(self.kwargs)
         first, second = ((kwargs.pop(name),) if name in kwargs else () for name in ("input", "other"))
         return self._replace(args=(*first, *self.args, *second), kwargs=kwargs)
+
+    def changes(self, t: Tensor) -> bool:
+        """Whether it changes t in place."""
+        return len(self.args) > 0 and t is self.args[0] and (self.in_place or self.name in SETTING)
+
+    @property
+    def asks(self) -> bool:
+        """Whether it reads an attribute, such as shape or dtype."""
+        return getattr(self.func, "__name__", None) == "__get__"
 
     @property
     def in_place(self) -> bool:
@@ -74,10 +103,22 @@ class Call(NamedTuple):
         return bool(found.bind(*self.args, **self.kwargs).arguments.get("inplace"))
 
 
+def name_of(func: Callable) -> str:
+    """A function's name; that of the attribute that is read or set, and with its library for one of torch.ops."""
+    name = getattr(func, "__name__", str(func))
+    if name == "__get__":
+        return func.__self__.__name__  # type: ignore[attr-defined]
+    return str(func) if isinstance(func, OpOverloadPacket) and not str(func).startswith("aten.") else name
+
+
+def flat(values: Iterable) -> Iterator:
+    """The values and, one level deep, those in their lists and tuples."""
+    return (v for value in values for v in (value if isinstance(value, (tuple, list)) else (value,)))
+
+
 def tensors_in(values: Iterable) -> list[Tensor]:
     """Tensors among the values and, one level deep, in their lists and tuples."""
-    flat = (v for value in values for v in (value if isinstance(value, (tuple, list)) else (value,)))
-    return [v for v in flat if isinstance(v, Tensor)]
+    return [v for v in flat(values) if isinstance(v, Tensor)]
 
 
 def as_list(value: int | tuple[int, ...] | list[int], dim: int) -> list[int]:

@@ -22,7 +22,7 @@ for inputs of both signs the generalised gamma rule of Anders et al. (2021), arX
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -74,7 +74,11 @@ class Rule:
         raise NotImplementedError
 
     def check(self, x: Tensor) -> None:
-        """`ZsuError` for inputs of the layer that the rule is not made for."""
+        """`ZsuError` for inputs of the model that the rule is not made for."""
+
+    def behind(self, front: Callable[[Tensor], Tensor], x: Tensor) -> "Rule":
+        """The rule for a layer that reads front(x) instead of the model's input x, with each value changed alone."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ class Box(Rule):
     ----------
     low, high : float or Tensor
         The least and the greatest input value there can be, such as 0 and 1; for normalised images tensors of shape
-        (1, C, 1, 1).
+        (1, C, 1, 1). Where the model itself normalises, by arithmetic with constants, the box is that of its input.
     """
 
     low: float | Tensor = 0.0
@@ -170,6 +174,11 @@ class Box(Rule):
             remedy = "give the least and the greatest value that inputs can have as Box(low, high)"
             what = f"inputs from {float(x.min()):.4g} to {float(x.max()):.4g} leave the box"
             raise ZsuError(what, where="Box", remedy=remedy)
+
+    def behind(self, front: Callable[[Tensor], Tensor], x: Tensor) -> "Box":
+        """The box that the changed inputs lie in."""
+        ends = [front(torch.as_tensor(t, dtype=x.dtype, device=x.device).expand_as(x)) for t in (self.low, self.high)]
+        return replace(self, low=torch.minimum(*ends), high=torch.maximum(*ends))
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         return [("x", same), (self.low, positive), (self.high, negative)], [(R, [1.0, -1.0, -1.0], None)]

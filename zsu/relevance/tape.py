@@ -8,8 +8,10 @@ ReLU, flatten or anything else that is linear or a masked identity. Layers with 
 Products of two things that both depend on the input: a *gate* (what a sigmoid or softmax gives) counts as a constant
 factor, and all relevance goes to what it gates (Arras et al. 2017, arXiv:1706.07206); so do attention weights (CP-LRP,
 Ali et al. 2022, arXiv:2202.07304), unless AttnLRP is asked for, which halves the relevance at both products of
-attention and follows the softmax (Achtibat et al. 2024, arXiv:2402.05602, sec. 3.3). Products that no softmax has seen
-may not join the flow.
+attention and follows the softmax (Achtibat et al. 2024, arXiv:2402.05602, sec. 3.3). A gate may be reshaped, scaled and
+shifted on its way. What an operation without a rule makes stands beside the flow: hooks may store it, gates may be
+computed from it; it is refused, by name, where it would join the flow (:mod:`zsu.relevance.outside`: and what was not
+seen made).
 
 A `TorchFunctionMode` sees each torch function that the model calls. No hook is registered and no module replaced,
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
@@ -32,8 +34,9 @@ from ..errors import ZsuError
 from . import attention, operations
 from .checks import unrelated
 from .layers import Layer, Replay, Share, Source, Step
-from .operations import Call, as_list, tensors_in
-from .origins import Origin, origin_after, repeat_sources
+from .operations import Call, as_list, name_of, tensors_in
+from .origins import Front, Origin, origin_after, repeat_sources
+from .outside import Outside, hidden, leads_to
 from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
 from .sums import Axes, along_channels, at_least_float32, inner
@@ -45,6 +48,7 @@ class Side(NamedTuple):
 
     by: str | None  # the operation that took it out of the flow; None: torch.no_grad
     gate: bool  # may multiply what is in the flow
+    joins: str | None = None  # the operation in which the flow met it otherwise
 
 
 class Tap(NamedTuple):
@@ -75,7 +79,7 @@ class Tape(TorchFunctionMode):
 
     def __init__(self, model: nn.Module, edges: bool, attention: str, taps: bool = False):
         super().__init__()
-        self.edges, self.attention, self.keeps_taps = edges, attention, taps
+        self.model, self.edges, self.attention, self.keeps_taps = model, edges, attention, taps
         self.taps: dict[Layer, Tap] = {}
         self.parameters = {id(p): name for name, p in model.named_parameters()}
         self.names = dict(self.parameters)  # and slices of parameters, which `parts` keeps alive
@@ -90,15 +94,28 @@ class Tape(TorchFunctionMode):
     def record(self, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
         """The logits of x (N, C, ...), with all that is needed to replay the way to them."""
         self.input = x.detach().clone().requires_grad_()
+        self.outside = Outside(self.model, self.input)
         first = self.input.clone()  # so that the model may change its input in place
-        self.replay = Replay(len(x), self.edges)
+        self.replay = Replay(self.input.detach(), self.edges)
         step = Step(Layer("input", "input"), (0, 1), self.replay)
-        self.layer_output(step, first, nonnegative=bool((x >= 0).all()), is_input=True)
+        self.layer_output(step, first, nonnegative=bool((x >= 0).all()), front=Front())
         with self:
             self.logits = forward(first)
         if self.logits in self.sides:
             raise self.refusal(self.sides[self.logits])
         return self.logits
+
+    def check_flow(self, forward: Callable[[Tensor], Tensor]) -> None:
+        """Refuse logits that the input reaches in ways that the tape has not followed."""
+        if self.logits not in self.origins or not self.logits.requires_grad:
+            if self.logits.grad_fn is not None and leads_to(self.logits.grad_fn, self.input):
+                raise hidden(self.logits, "the output")
+            raise unrelated(self.outside.reads)
+        if self.outside.reads:
+            again = Tape(self.model, False, self.attention)
+            shrink = torch.linspace(1, 0.97, self.input.numel(), device=self.input.device)
+            again.record(self.input * shrink.view_as(self.input).to(self.input), forward)
+            self.outside.check(again.outside)
 
     # -- replay
 
@@ -159,7 +176,7 @@ class Tape(TorchFunctionMode):
         """Relevance of the input values, from their gradient and what rules of the input layer gave directly."""
         relevance = at_least_float32(self.input.detach()) * grad
         for direct in reversed(self.replay.direct):  # in the order of the forward pass
-            relevance = relevance + only * direct
+            relevance = relevance + only * direct.reshape(relevance.shape)
         return relevance
 
     def gradients(self, weights: Tensor, retain: bool) -> tuple[Tensor, tuple[Tensor | None, ...]]:
@@ -173,24 +190,28 @@ class Tape(TorchFunctionMode):
             what, remedy = "a tensor that the backward pass needs is changed in place", "use the out-of-place function"
             raise ZsuError(what, where="explain", remedy=f"{remedy} in the model") from error
         if found[0] is None:
-            raise unrelated()
+            raise unrelated([])
         return found[0], found[1:]
 
     # -- forward
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        call = Call(func, getattr(func, "__name__", str(func)), args, kwargs or {})
+        call = Call(func, name_of(func), args, kwargs or {})
         tensors = tensors_in((*args, *call.kwargs.values()))
+        tensors = tensors[:1] if call.name in operations.LIKE else tensors
         flow = [t for t in tensors if t in self.origins]
         sides = [t for t in tensors if t in self.sides]
-        if not flow and not sides:
-            return call.run()
+        if not (flow or sides) or (call.name in operations.FRESH and len(tensors) == 1):
+            return self.outside.compute(call, [] if flow or sides else tensors)
+        if call.name in operations.READS and tensors[0] is args[0]:
+            return self.read(call)
+        if flow and not call.asks:
+            call = call.positional()
+            self.check(call, flow)
+        if len(tensors) > len(flow) + len(sides) or self.outside.reads:
+            self.outside.meet(call, [t for t in tensors if t not in self.origins and t not in self.sides])
         if sides:
             return self.beside(call, flow, sides)
-        if call.name == "__get__":  # shape, dtype, ...
-            return self.unknown(call)
-        call = call.positional()
-        self.check(call, flow)
         if not torch.is_grad_enabled():
             return self.aside(call.run(), None, gate=False)
         origins = [self.origins[t] for t in flow]
@@ -207,19 +228,23 @@ class Tape(TorchFunctionMode):
             return self.convolution(call, *args, **kwargs)
         if name in ("linear", "batch_norm", "layer_norm", "group_norm"):
             return getattr(self, name)(func, *args, **kwargs)
-        if name in ("scaled_dot_product_attention", "multi_head_attention_forward"):
+        if name in operations.ATTENTION:
             return getattr(attention, name)(self, *args, **kwargs)
         if name in operations.ADD:
-            return self.add(*args, in_place=name in ("add_", "__iadd__"), **kwargs)
-        if name in ("sub", "__sub__", "subtract"):
-            return self.subtract(*args, **kwargs)
+            return self.add(*args, in_place=call.in_place, **kwargs)
+        if name in operations.SUBTRACT:
+            return self.subtract(*args, in_place=call.in_place, **kwargs)
         if name in ("rsub", "__rsub__"):
             return self.subtract(args[1], args[0], **kwargs)
         if name in ("cat", "concat", "concatenate"):
             return self.cat(*args, **kwargs)
+        if name == "stack":
+            return self.stack(*args, **kwargs)
+        if name in ("T", "mT"):
+            return self.other(Call(torch.transpose, "transpose", (*args[:1], -2, -1), {}), flow)
         if name in operations.BENDING:
             return self.bending(call)
-        if name in operations.GATES:
+        if name in operations.GATES_AND_MASKS:
             return self.gate(call)
         if len(flow) > 1 and name in operations.PRODUCTS:
             return self.product(call)
@@ -242,10 +267,11 @@ class Tape(TorchFunctionMode):
         self.origins[out] = Origin(axes, sources, nonnegative, out._version, **more)
         return out
 
-    def note_like(self, x: Tensor, out: Tensor) -> Tensor:
-        """`out`, whose values have the signs, and stand at the places, of those of x."""
+    def note_like(self, x: Tensor, out: Tensor, by: str) -> Tensor:
+        """`out`, which the operation `by` made of x, whose values have the signs, and stand at the places, of x's."""
         origin = self.origins[x]
-        return self.note(out, origin.axes, origin.sources, origin.nonnegative)
+        front = origin.front and origin.front.then(by, None)
+        return self.note(out, origin.axes, origin.sources, origin.nonnegative, front=front)
 
     def row(self, kind: str, axes: Axes, name: str | None = None) -> Step:
         """A step that keeps a share of the relevance and that no path leads through."""
@@ -284,7 +310,7 @@ class Tape(TorchFunctionMode):
             padding = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]  # both sides together
             if any(p % 2 for p in padding):  # torch puts the odd pixel behind
                 sides = [s for p in reversed(padding) for s in (p // 2, p - p // 2)]
-                input, padding = self.note_like(input, F.pad(input, sides)), [0] * dim
+                input, padding = self.note_like(input, F.pad(input, sides), "pad"), [0] * dim
             padding = [p // 2 for p in padding]
         padding = as_list(0 if padding == "valid" else padding, dim)
         op = Conv(stride, padding, dilation, transposed, as_list(options["output_padding"], dim), groups)
@@ -334,6 +360,9 @@ class Tape(TorchFunctionMode):
         self, kind: str, name: str, op: Conv | Linear | Affine, x: Tensor, w: Tensor, b: Tensor | None, value: Tensor
     ) -> Tensor:
         """The output of op(x) with weights w and bias b, which is `value`, as a layer of that name."""
+        if value.dtype != x.dtype:
+            what = f"it takes {x.dtype} and gives {value.dtype}, as under autocast"
+            raise ZsuError(what, where=name, remedy="take autocast out of the model's forward")
         origin, channel = self.origins[x], x.dim() - 1 if isinstance(op, Linear) else 1
         batch = None if origin.axes[0] == channel else origin.axes[0]
         sources = origin.sources if origin.axes[1] == channel else None
@@ -347,8 +376,9 @@ class Tape(TorchFunctionMode):
         return self.layer_output(step, FollowRule.apply(step.x, step))
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
-        """The layer's name: that of its parameter without the last part."""
-        return self.names.get(id(parameter), f"{kind}.").rpartition(".")[0]
+        """The layer's name: that of its parameter, or what that is computed from, without the last part."""
+        name = self.names.get(id(parameter)) or self.outside.name(parameter) or f"{kind}."
+        return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
 
     # -- norms and activations
 
@@ -382,7 +412,7 @@ class Tape(TorchFunctionMode):
             raise ZsuError(f"{call.name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
         if call.in_place:
             self.protect(x)
-        return self.note_like(x, Ratio.apply(x, lambda t: call.func(t, *rest, **call.kwargs), call.in_place))
+        return self.note_like(x, Ratio.apply(x, lambda t: call.func(t, *rest, **call.kwargs), call.in_place), call.name)
 
     # -- additions
 
@@ -404,11 +434,10 @@ class Tape(TorchFunctionMode):
         nonnegative = of_a.nonnegative and of_b.nonnegative
         return self.layer_output(step, Addition.apply(a, b, step, in_place), known, nonnegative=nonnegative)
 
-    def subtract(self, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
+    def subtract(self, a: Any, b: Any, *, alpha: float = 1, in_place: bool = False) -> Tensor:
         """a - b as a + (-b)."""
-        if b not in self.origins:
-            return self.add(a, -b, alpha=alpha)
-        return self.add(a, self.other(Call(torch.mul, "mul", (b, -1.0), {}), [b]), alpha=alpha)
+        minus = self.other(Call(torch.mul, "mul", (b, -1.0), {}), [b]) if b in self.origins else -b
+        return self.add(a, minus, alpha=alpha, in_place=in_place)
 
     def add_constant(self, a: Any, b: Any, in_place: bool) -> Tensor:
         x, constant = (a, b) if a in self.origins else (b, a)
@@ -426,7 +455,9 @@ class Tape(TorchFunctionMode):
         if in_place:
             out = a.copy_(out)
         sources = None if channel is None else repeat_sources(origin.sources, out.shape[channel])
-        return self.note(out, (batch, channel), sources)
+        change = None if out.shape != x.shape else lambda t: t + constant
+        front = origin.front and origin.front.then("add", change)
+        return self.note(out, (batch, channel), sources, front=front)
 
     def leaf(self, constant: Tensor, step: Step) -> Tensor:
         """The constant as a leaf, whose share of the relevance belongs to that step."""
@@ -453,31 +484,52 @@ class Tape(TorchFunctionMode):
         elif any(o.sources != sources for o in origins):  # along positions, all must have the same
             sources = None
         axes = (None, axes[1]) if dim == axes[0] else axes
-        return self.note(out, axes, sources, complete and all(o.nonnegative for o in origins))
+        front = next((o.front.then("cat", None) for o in origins if o.front), None)
+        return self.note(out, axes, sources, complete and all(o.nonnegative for o in origins), front=front)
+
+    def stack(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int = 0) -> Tensor:
+        dim %= tensors[0].dim() + 1
+        with self:  # recorded as if the model did it
+            return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
 
     # -- products: gates, attention
 
     def beside(self, call: Call, flow: list[Tensor], sides: list[Tensor]) -> Any:
         """An operation on tensors that depend on the input outside the flow, alone or together with the flow."""
         name, gates = call.name, all(self.sides[t].gate for t in sides)
-        if flow:
-            if not (gates and name in operations.PRODUCTS):
-                raise self.refusal(self.sides[sides[0]], joins=name)
+        if flow and gates and (name in operations.PRODUCTS or name == "einsum"):
             return self.other(call, flow)
-        if name in operations.HIDING:
-            return self.unknown(call)
+        if flow and name in operations.ATTENTION:
+            return getattr(attention, name)(self, *call.args, **call.kwargs)
+        side = next((self.sides[t] for t in sides if not self.sides[t].gate), self.sides[sides[0]])
+        if flow and not call.asks:
+            side = Side(side.by, False, side.joins or name)
+            self.check_unchanged(call, side)
         with torch.no_grad():
             out = call.run()
-        stays = gates and name in operations.PLAIN | operations.SCALING
-        by = name if name in operations.GATES else self.sides[sides[0]].by
-        return self.aside(out, by, stays or name in operations.GATES)
+        stays = gates and not flow and name in operations.STAYS_GATE
+        side = Side(name, True) if name in operations.GATES_AND_MASKS else side._replace(gate=stays)
+        return self.aside(call.args[0] if name in operations.SETTING else out, *side)
 
-    def aside(self, out: Any, by: str | None, gate: bool) -> Any:
+    def aside(self, out: Any, by: str | None, gate: bool, joins: str | None = None) -> Any:
         """`out`, as what depends on the input outside the flow."""
         for t in tensors_in((out,)):
-            if t.is_floating_point():
-                self.sides[t] = Side(by, gate)
+            if t not in self.origins or t._version != self.origins[t].version:  # else .contiguous() of what is so
+                self.origins.pop(t, None)
+                self.sides[t] = Side(by, gate, joins)
         return out
+
+    def read(self, call: Call) -> Any:
+        """What takes values out of a tensor: a number, a list, an array, a place in memory."""
+        x = call.args[0]
+        if x.is_floating_point():  # whole numbers and truth values are constant around almost every x
+            self.outside.reads.append(call.name)
+        return self.aside(call.on(x.detach()), call.name, gate=False)
+
+    def check_unchanged(self, call: Call, side: Side) -> None:
+        """Refuse what changes the flow in place and has no rule."""
+        if any(t in self.origins and call.changes(t) for t in tensors_in(call.args[:1])):
+            raise self.refusal(side)
 
     def gate(self, call: Call) -> Tensor:
         if call.name == "softmax" and self.attention == "attnlrp":
@@ -485,6 +537,8 @@ class Tape(TorchFunctionMode):
             step = self.row("softmax", self.origins[x].axes)
             out = Meter.apply(call.func(Meter.apply(x, step, "into"), *rest, **call.kwargs), step, "out")
             return self.note(out, step.axes, None, nonnegative=True)
+        if call.in_place:
+            self.protect(call.args[0])
         with torch.no_grad():
             return self.aside(call.run(), call.name, gate=True)
 
@@ -502,13 +556,14 @@ class Tape(TorchFunctionMode):
 
     def other(self, call: Call, flow: list[Tensor]) -> Any:
         x, name, args = flow[0], call.name, call.args
-        if len(flow) > 1 and name not in ("view_as", "reshape_as"):
+        if len(flow) > 1:
             return self.unknown(call)
         by_matrix = name in operations.MATMUL and x is args[0] and args[1] not in self.sides and args[1].dim() == 2
         if by_matrix:  # a Linear by hand
             value = self.value(call.func, name, *args)
             return self.weighted("linear", "linear", Linear(), x, args[1].T, None, value)
         scaled = len(flow) == 1 and name in operations.PRODUCTS and ("div" not in name or args[0] is x)
+        scaled |= name == "einsum" and any(t in self.sides for t in tensors_in(args))  # with a gate
         if not (scaled or name in operations.PLAIN):
             return self.unknown(call)
         if "dropout" in name and call.argument(2, "training", True):
@@ -520,33 +575,40 @@ class Tape(TorchFunctionMode):
             self.protect(x)  # a ReLU in place that reads x first zeroes only what gets no relevance
         out = call.run()
         for t in tensors_in((out,)):
+            if t is x and not call.in_place:  # .to() of what is there
+                continue
             if t.is_floating_point():
                 self.origins[t] = origin_after(call, self.origins[x], x, t, self.replay.samples)
+            else:
+                self.aside(t, name, gate=False)
         return out
 
     def unknown(self, call: Call) -> Any:
-        """Questions about a tensor (shape, dtype, ...) pass; anything else that depends on the input is refused."""
-        if call.name in operations.FRESH:
-            return call.run()
-        if call.name not in operations.HIDING:
+        """An operation without a rule: a question, or its result leaves the flow, and is refused if it comes back."""
+        self.check_unchanged(call, Side(call.name, False))
+        if call.name in operations.BACKWARD:
+            return call.on(call.args[0].detach().requires_grad_())
+        with torch.no_grad():
             out = call.run()
-            if not tensors_in((out,)):
-                return out
-        raise self.refusal(Side(call.name, call.name in ("log_softmax", "logsigmoid")))
+        return self.aside(call.args[0] if call.name in operations.SETTING else out, call.name, gate=False)
 
-    def refusal(self, side: Side, joins: str | None = None) -> ZsuError:
+    def refusal(self, side: Side) -> ZsuError:
         """Why what an operation made cannot be explained."""
         if side.by is None:
-            what = "a part of the model runs under torch.no_grad, so no relevance flows through it"
-            return ZsuError(what, where="explain", remedy="take no_grad out of the model's forward")
-        if joins:
-            what = f"{joins!r} joins the output of {side.by!r} to what relevance flows through"
-            remedy = "only softmax, sigmoid and hardsigmoid may multiply other tensors"
-            return ZsuError(what, where="explain", remedy=remedy)
+            what = "a part of the model runs under torch.no_grad, or is an autograd.Function of its own"
+            remedy = "take no_grad out of the model's forward, write a Function as functions, remove backward hooks"
+            return ZsuError(f"{what}, so no relevance flows through it", where="explain", remedy=remedy)
+        what = f"operation {side.by!r} has no relevance rule"
         remedy = "replace it in the model, or explain a model without it"
-        if side.gate:
+        if side.joins:
+            what = f"{side.joins!r} joins the output of {side.by!r} to what relevance flows through"
+        if side.by in operations.PRODUCTS:
+            remedy = "a product needs a gate: compute one factor with softmax, sigmoid or hardsigmoid in the model"
+        elif side.by in operations.GATES and side.joins:
+            remedy = "a gate may be reshaped, scaled and shifted, and then only multiply"
+        elif (side.gate and side.by in operations.GATES) or side.by in ("log_softmax", "logsigmoid"):
             remedy = "explain the logits: remove the last softmax or sigmoid from the model"
-        return ZsuError(f"operation {side.by!r} has no relevance rule", where="explain", remedy=remedy)
+        return ZsuError(what, where="explain", remedy=remedy)
 
     def weighted_steps(self) -> list[Weighted]:
         return [step for step in self.steps.values() if isinstance(step, Weighted)]

@@ -112,6 +112,11 @@ class Weighted(Step):
         return isinstance(self.op, Linear) and self.x.dim() == 2
 
     @property
+    def changed(self) -> bool:
+        """Whether it reads the model's input after arithmetic."""
+        return self.origin.front is not None and bool(self.origin.front.by)
+
+    @property
     def epsilon(self) -> float:
         """The rule's stabiliser, never so small that it is 0."""
         return max(self.rule.epsilon, torch.finfo(at_least_float32(self.z).dtype).tiny)
@@ -146,10 +151,12 @@ def propagate(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
     """Gradient gx with x * gx = R of the layer's input, from g with z * g = R of its output; fills the share."""
     x, gx, direct, edges = step.x, None, None, None
     follow = follow_epsilon if type(step.rule) is Epsilon else quotients
-    for copy, c in follow(step, z, g):
+    copies = follow(step, z, g)
+    past = step.changed and not all(isinstance(copy.part, str) for copy, _ in copies)  # what stands in front
+    for copy, c in copies:
         gp, e = step.op.backward(clamp_to(x.dtype, c), copy.x, copy.w, step.replay.edges)
         edges = e if e is None else plus(edges, e)
-        if isinstance(copy.part, str):
+        if isinstance(copy.part, str) and not past:
             gx = plus(gx, gradient_of_part(gp, x, copy.part))
         else:
             direct = plus(direct, gp * copy.x)
