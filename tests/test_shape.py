@@ -1,6 +1,7 @@
 """The shape of the package: what it shows, how light it is to import, and how long its parts may be."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -59,7 +60,18 @@ def test_tab_shows_the_public_names_and_the_parts():
 
 @pytest.mark.parametrize("name", zsu.HOMES)
 def test_what_moved_into_a_wing_is_reached_by_its_short_name(name):
-    assert getattr(zsu, name) is getattr(getattr(zsu, zsu.HOMES[name]), name)
+    found = getattr(zsu, name)
+    assert found is getattr(getattr(zsu, zsu.HOMES[name]), name)
+    if name not in zsu.__all__:
+        own = found.__spec__
+        assert importlib.import_module(f"zsu.{name}") is found
+        assert found.__spec__ is own
+        assert own.name == found.__name__ == f"zsu.{zsu.HOMES[name]}.{name}"
+
+
+def test_a_module_that_there_is_not_is_missed_as_usual():
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'zsu\.rule'"):
+        importlib.import_module("zsu.rule")
 
 
 @pytest.mark.parametrize("words", ["--help", "forget --help"])

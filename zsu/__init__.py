@@ -1,6 +1,9 @@
 """zsu: zero-shot class unlearning by relevance analysis and neuronal path perturbation."""
 
+import sys
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING
 
 from .errors import ZsuError
@@ -41,3 +44,25 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return [*__all__, *PARTS, "__version__"]
+
+
+class ShortNames(MetaPathFinder, Loader):
+    """``from zsu.rules import Gamma`` finds `zsu.relevance.rules`."""
+
+    def find_spec(self, fullname, path, target=None):
+        """Asked last of all, about what is no file."""
+        package, _, name = fullname.rpartition(".")
+        return ModuleSpec(fullname, self) if package == __name__ and name in HOMES and name not in __all__ else None
+
+    def create_module(self, spec):
+        """The module itself, under one more name."""
+        module = __getattr__(spec.name.rpartition(".")[2])
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        """It ran when it was imported; only its own spec is given back to it."""
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(ShortNames())
