@@ -34,6 +34,7 @@ from .selection import (
     hidden_layers,
     highest,
     incoming_weights,
+    layer_read,
     merge_by_parameter,
     rows_of_neurons,
     weight_blocks,
@@ -344,17 +345,16 @@ class HeadNpp(Perturbing):
         """Perturb the columns."""
         relevance = explain(model, x, model(x).argmax(1), "epsilon")  # of the predicted class
         head = relevance.layers[-1]
-        if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
+        below, channel = layer_read(relevance, head)
+        if head.kind != "linear" or not head.weight or below is None:
             raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
-        (source,) = head.sources[0]
-        below = relevance.layers[source.layer]
         k = self.k or a_tenth(below)
         check_k(below, k)
         check_k(below, self.perturbed or 0, "perturbed")
         neurons = highest(count_in_top(below, k), self.perturbed or 2 * k)
         rows, columns = model.get_parameter(head.weight).shape
-        column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)
-        flat = (torch.arange(rows)[:, None] * columns + column).flatten()  # (rows, n group) -> flat indices
+        column = torch.isin(torch.from_numpy(channel), neurons).nonzero().flatten()
+        flat = (torch.arange(rows)[:, None] * columns + column).flatten()  # (rows, columns) -> flat indices
         self.patch(model, {head.weight: flat}, seed).apply(model)
         return Edit(rows_of_neurons({below.name: neurons}), {"k": int(k), "neurons": len(neurons)})
 

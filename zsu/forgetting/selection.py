@@ -1,6 +1,6 @@
 """Which neurons or connections to perturb: what a relevance or a graph says, as indices into the model's weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -197,7 +197,7 @@ def count_affordable(model: nn.Module, edges: int, blocks: Iterable[tuple[str, T
 
 
 def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
-    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and source."""
+    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and number of weights."""
     for number, rows in edges.groupby("number"):
         node = relevance.layers[number]
         if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
@@ -205,17 +205,38 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         refuse_transposed(node)
         k, j, *window = model.get_parameter(node.weight).shape
         size = int(np.prod(window, initial=1))
-        offset = 0
-        for source in node.sources[0]:
-            here = rows[rows["below"] == source.layer]
-            if node.groups > 1:
-                column = here["source"] - here["channel"] // (k // node.groups) * j
-            else:
-                column = offset + here["source"] * source.group
-            begin = (here["channel"] * j + column).to_numpy() * size
-            flat = torch.tensor(begin)[:, None] + torch.arange(source.group * size)  # (n, width)
-            yield node.weight, torch.tensor(here["rank"].to_numpy()), flat
-            offset += source.channels * source.group
+        channel = rows["channel"].to_numpy()
+        for here, column in columns_of(node, channel // (k // node.groups), rows["node"].to_numpy()):
+            begin = (channel[here, None] * j + column) * size
+            flat = torch.from_numpy(begin)[:, :, None] + torch.arange(size)  # (n, columns, size)
+            yield node.weight, torch.tensor(rows["rank"].to_numpy()[here]), flat.flatten(1)
+
+
+def columns_of(node: Share, group: np.ndarray, source: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns of the weights, within a group, that read a source: more than one for a flattened channel, or one that is
+    read twice. Yields which of the pairs (group, source) have a number of columns, and these (pairs, number).
+    """
+    sources = node.sources[0]  # (groups J / groups,)
+    per_group = len(sources) // node.groups
+    apart = sources.max() + 2  # so that no two groups share a key, nor -1 with another group's last
+    key = np.arange(len(sources)) // per_group * apart + sources
+    order = np.argsort(key, kind="stable")
+    begin, end = (np.searchsorted(key[order], group * apart + source, side) for side in ("left", "right"))
+    for number in np.unique(end - begin):
+        here = np.flatnonzero(end - begin == number)
+        yield here, order[begin[here, None] + np.arange(number)] - group[here, None] * per_group
+
+
+def layer_read(relevance: Relevance, node: Share) -> tuple[Share | None, np.ndarray]:
+    """The layer whose channels are all that a layer reads, and which of them each column reads (J,); None where that is
+    not one layer, or not known.
+    """
+    first = np.cumsum([0, *(layer.relevance.shape[1] for layer in relevance.layers)])
+    sources = node.sources[0]
+    number = np.unique(np.searchsorted(first, [] if sources is None else sources, side="right")) - 1
+    if len(number) != 1 or number[0] < 0:
+        return None, np.zeros(0, np.int64)
+    return relevance.layers[number[0]], sources - first[number[0]]
 
 
 def merge_by_parameter(parts: Iterable[tuple[str, Tensor]]) -> Selection:

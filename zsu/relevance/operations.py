@@ -16,7 +16,7 @@ ADD = set("add add_ __add__ __radd__ __iadd__".split())
 # f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
 PER_CHANNEL = set(
     "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-    "contiguous clone pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "contiguous clone interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 )
@@ -25,9 +25,14 @@ BENDING = set("relu6 hardtanh hardtanh_ gelu silu elu elu_ selu selu_ celu celu_
 BENDING |= set("softsign tanhshrink hardshrink softshrink".split())
 # Values stay, axes move.
 RESHAPING = set("flatten reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
-REARRANGING = set("permute transpose movedim swapaxes expand chunk split unbind select narrow __getitem__".split())
-REARRANGING |= {"mean", "sum"}
-PLAIN = PER_CHANNEL | RESHAPING | REARRANGING
+PERMUTING = set("permute transpose movedim moveaxis swapaxes swapdims".split())
+ALONG_AXES = PERMUTING | set("roll flip repeat tile".split())
+MOVING = ALONG_AXES | set(
+    "expand expand_as broadcast_to chunk split tensor_split unbind select narrow index_select __getitem__ pad "
+    "repeat_interleave channel_shuffle pixel_shuffle pixel_unshuffle".split()
+)
+REDUCING = {"mean", "sum"}
+PLAIN = PER_CHANNEL | RESHAPING | MOVING | REDUCING
 # Return no tensor, and yet what follows depends on the input.
 HIDING = set("item tolist numpy __array__ __float__ __int__ __setitem__ __set__".split())
 FRESH = set("new_zeros new_ones new_full new_empty new_tensor zeros_like ones_like full_like empty_like".split())
@@ -62,6 +67,13 @@ class Call(NamedTuple):
         kwargs = dict(self.kwargs)
         first, second = ((kwargs.pop(name),) if name in kwargs else () for name in ("input", "other"))
         return self._replace(args=(*first, *self.args, *second), kwargs=kwargs)
+
+    def spelled_out(self) -> Call:
+        """The property x.mT as the function it stands for."""
+        name = getattr(getattr(self.func, "__self__", None), "__name__", "") if self.name == "__get__" else ""
+        if name == "mT" or (name == "T" and self.args[0].dim() == 2):
+            return Call(Tensor.transpose, "transpose", (self.args[0], -2, -1), {})
+        return self
 
     @property
     def in_place(self) -> bool:

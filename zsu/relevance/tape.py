@@ -15,12 +15,14 @@ A `TorchFunctionMode` sees each torch function that the model calls. No hook is 
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,10 +32,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ZsuError
 from . import attention, operations
+from .channels import NOTHING, along, channel_axis, joined, numbered
 from .checks import unrelated
-from .layers import Layer, Replay, Share, Source, Step
+from .layers import Layer, Replay, Share, Step
 from .operations import Call, as_list, tensors_in
-from .origins import Origin, origin_after, repeat_sources
+from .origins import Origin, origins_after
 from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
 from .sums import Axes, along_channels, at_least_float32, inner
@@ -84,6 +87,7 @@ class Tape(TorchFunctionMode):
         self.sides: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of Tensor to Side
         self.steps: WeakValueDictionary[Layer, Step] = WeakValueDictionary()
         self.layers: list[Layer] = []
+        self.first = [0]  # number of each layer's first channel, and of the next layer's
         self.rows: list[Layer] = []
         self.constants: list[tuple[Tensor, Layer]] = []
 
@@ -117,9 +121,10 @@ class Tape(TorchFunctionMode):
         for share in reached.values():
             if share.kind == "softmax":  # not linear: what its linear part does not explain stays there
                 share.bias = share.out - share.into
-        sources: tuple[Source, ...] = self.origins[self.logits].sources or ()
-        complete = len(sources) == 1 and sources[0].group == 1 and sources[0].channels == self.logits.shape[1]
-        head = reached.get(self.layers[sources[0].layer]) if complete else None
+        sources = along(self.origins[self.logits].sources, 1, self.logits.shape[1])
+        last = 0 if sources is None else bisect(self.first, sources[0]) - 1  # the layer of the first logit
+        complete = np.array_equal(sources, np.arange(*self.first[last : last + 2]))
+        head = reached.get(self.layers[last]) if complete else None
         layers = [reached[layer] for layer in self.layers if layer in reached]
         logits = self.logits.detach()
         return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()))
@@ -129,12 +134,16 @@ class Tape(TorchFunctionMode):
         shares = self.replay.shares
         reached = {row: shares[row] for row in self.rows if row in shares and shares[row].relevance is not None}
         kept = [i for i, layer in enumerate(self.layers) if layer in reached]
-        number = {old: new for new, old in enumerate(kept)}
+        number, count = np.full(self.first[-1] + 1, NOTHING), 0  # the last for NOTHING itself
+        for i in kept:
+            begin, end = self.first[i : i + 2]
+            number[begin:end] = np.arange(count, count + end - begin)
+            count += end - begin
         seen: Counter[str] = Counter()
         for layer, share in reached.items():
             seen[layer.name] += 1
             name = layer.name if seen[layer.name] == 1 else f"{layer.name}#{seen[layer.name]}"
-            sources = [run and tuple(replace(s, layer=number[s.layer]) for s in run) for run in layer.sources]
+            sources = [None if of is None else number[of] for of in layer.sources]
             share.layer = replace(layer, name=name, sources=sources)
         return reached
 
@@ -184,6 +193,7 @@ class Tape(TorchFunctionMode):
         sides = [t for t in tensors if t in self.sides]
         if not flow and not sides:
             return call.run()
+        call = call.spelled_out()
         if sides:
             return self.beside(call, flow, sides)
         if call.name == "__get__":  # shape, dtype, ...
@@ -216,6 +226,8 @@ class Tape(TorchFunctionMode):
             return self.subtract(args[1], args[0], **kwargs)
         if name in ("cat", "concat", "concatenate"):
             return self.cat(*args, **kwargs)
+        if name == "stack":
+            return self.stack(*args, **kwargs)
         if name in operations.BENDING:
             return self.bending(call)
         if name in operations.GATES:
@@ -236,7 +248,7 @@ class Tape(TorchFunctionMode):
             what = f"weights of {name!r} depend on the input"
             raise ZsuError(what, where="explain", remedy="explain a model without it")
 
-    def note(self, out: Tensor, axes: Axes, sources: tuple[Source, ...] | None, nonnegative=False, **more) -> Tensor:
+    def note(self, out: Tensor, axes: Axes, sources: Tensor | None, nonnegative=False, **more) -> Tensor:
         """`out`, as a tensor that relevance flows through."""
         self.origins[out] = Origin(axes, sources, nonnegative, out._version, **more)
         return out
@@ -259,7 +271,9 @@ class Tape(TorchFunctionMode):
         batch, channel = step.axes
         if self.keeps_taps and channel is not None:
             self.taps[step.layer] = Tap(get_gradient_edge(out), (batch, channel), out.detach().clone())
-        sources = (Source(len(self.layers) - 1, out.shape[channel]),) if known and channel is not None else None
+        begin = self.first[-1]
+        self.first.append(begin + (1 if channel is None else out.shape[channel]))
+        sources = numbered(begin, out, channel) if known and channel is not None else None
         return self.note(out, step.axes, sources, layer=step.layer, **more)
 
     # -- weighted layers
@@ -335,7 +349,7 @@ class Tape(TorchFunctionMode):
         """The output of op(x) with weights w and bias b, which is `value`, as a layer of that name."""
         origin, channel = self.origins[x], x.dim() - 1 if isinstance(op, Linear) else 1
         batch = None if origin.axes[0] == channel else origin.axes[0]
-        sources = origin.sources if origin.axes[1] == channel else None
+        sources = along(origin.sources, channel, x.shape[channel])
         layer = Layer(kind, name, self.parameters.get(id(w)), op.groups, [sources])
         w, b = w.detach(), None if b is None else b.detach()
         return self.follow(Weighted(layer, (batch, channel), self.replay, op=op, x=x, origin=origin, z=value, w=w, b=b))
@@ -372,7 +386,9 @@ class Tape(TorchFunctionMode):
     def norm(self, name: str, x: Tensor, how: Normalisation, known: bool, groups: int = 1) -> Tensor:
         """x normalised; `known`: its channels are the ones that this mixes."""
         origin = self.origins[x]
-        step = Step(Layer(how.kind, name, None, groups, [origin.sources if known else None]), origin.axes, self.replay)
+        channel = origin.axes[1] if known else None
+        sources = along(origin.sources, channel, 0 if channel is None else x.shape[channel])
+        step = Step(Layer(how.kind, name, None, groups, [sources]), origin.axes, self.replay)
         return self.layer_output(step, Norm.apply(x, step, how, self.edges and known), known)
 
     def bending(self, call: Call) -> Tensor:
@@ -396,12 +412,11 @@ class Tape(TorchFunctionMode):
             self.protect(a)
         of_a, of_b = self.origins[a], self.origins[b]
         batch, channel = (i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
-        runs = [of_a.sources, of_b.sources]
-        step = Step(Layer("add", "add", sources=runs), (batch, channel), self.replay)
+        sources = [along(of.sources, channel, 0 if channel is None else a.shape[channel]) for of in (of_a, of_b)]
+        step = Step(Layer("add", "add", sources=sources), (batch, channel), self.replay)
         self.steps[step.layer] = step
-        known = all(run is not None and all(s.group == 1 for s in run) for run in runs)
         nonnegative = of_a.nonnegative and of_b.nonnegative
-        return self.layer_output(step, Addition.apply(a, b, step, in_place), known, nonnegative=nonnegative)
+        return self.layer_output(step, Addition.apply(a, b, step, in_place), nonnegative=nonnegative)
 
     def subtract(self, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
         """a - b as a + (-b)."""
@@ -424,7 +439,7 @@ class Tape(TorchFunctionMode):
         out = Meter.apply(out, replace(step, axes=(batch, channel)), "out")
         if in_place:
             out = a.copy_(out)
-        sources = None if channel is None else repeat_sources(origin.sources, out.shape[channel])
+        sources = None if origin.sources is None else origin.sources[(None,) * more]
         return self.note(out, (batch, channel), sources)
 
     def leaf(self, constant: Tensor, step: Step) -> Tensor:
@@ -436,7 +451,7 @@ class Tape(TorchFunctionMode):
     def cat(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int = 0) -> Tensor:
         flows = [t for t in tensors if t in self.origins]
         origins = [self.origins[t] for t in flows]
-        axes, sources = origins[0].axes, origins[0].sources
+        axes, sources = origins[0].axes, None
         if any(o.axes != axes for o in origins):
             axes = (axes[0] if all(o.axes[0] == axes[0] for o in origins) else None, None)
         dim, complete = dim % flows[0].dim(), len(flows) == len(tensors)
@@ -446,13 +461,17 @@ class Tape(TorchFunctionMode):
             step = self.row("constant", axes, "cat")
             parts = [Meter.apply(t, step, "into") if t in self.origins else self.leaf(t, step) for t in tensors]
             out = Meter.apply(torch.cat(parts, dim), step, "out")
-        if dim == axes[1]:
-            known = complete and all(o.sources is not None for o in origins)
-            sources = tuple(s for o in origins for s in o.sources) if known else None
-        elif any(o.sources != sources for o in origins):  # along positions, all must have the same
-            sources = None
+        if all(o.sources is not None for o in origins):
+            there = [t for t in tensors if t.dim() == out.dim()]  # torch lets an empty vector pass
+            parts = [self.origins[t].sources if t in self.origins else None for t in there]
+            sources = joined(parts, [t.shape[dim] for t in there], dim, axes[1])
+            axes = (axes[0], channel_axis(sources, axes[1]))
         axes = (None, axes[1]) if dim == axes[0] else axes
         return self.note(out, axes, sources, complete and all(o.nonnegative for o in origins))
+
+    def stack(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int = 0) -> Tensor:
+        with self:  # recorded as if the model did it
+            return torch.cat([t.unsqueeze(dim) for t in tensors], dim)
 
     # -- products: gates, attention
 
@@ -501,7 +520,7 @@ class Tape(TorchFunctionMode):
 
     def other(self, call: Call, flow: list[Tensor]) -> Any:
         x, name, args = flow[0], call.name, call.args
-        if len(flow) > 1 and name not in ("view_as", "reshape_as"):
+        if len(flow) > 1 and name not in ("view_as", "reshape_as", "expand_as"):
             return self.unknown(call)
         by_matrix = name in operations.MATMUL and x is args[0] and args[1] not in self.sides and args[1].dim() == 2
         if by_matrix:  # a Linear by hand
@@ -518,9 +537,9 @@ class Tape(TorchFunctionMode):
         if call.in_place and not alone:
             self.protect(x)  # a ReLU in place that reads x first zeroes only what gets no relevance
         out = call.run()
-        for t in tensors_in((out,)):
-            if t.is_floating_point():
-                self.origins[t] = origin_after(call, self.origins[x], x, t, self.replay.samples)
+        outs = [t for t in tensors_in((out,)) if t.is_floating_point()]
+        found = origins_after(call, self.origins[x], x, outs, self.replay.samples)
+        self.origins.update(zip(outs, found, strict=True))
         return out
 
     def unknown(self, call: Call) -> Any:
