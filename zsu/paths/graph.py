@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..errors import ZsuError
 from ..relevance.checks import check_channel
@@ -229,9 +230,11 @@ def scattered(edges: np.ndarray, targets: np.ndarray, sources: np.ndarray, first
     if (np.diff(sources) < 0).any():
         order = np.argsort(sources, kind="stable")
         edges, sources = edges[:, order], sources[order]
-    found, begin = np.unique(sources, return_index=True)
-    if len(found) < len(sources):
-        edges = np.add.reduceat(edges, begin, axis=1)  # (k, J) -> (k, different sources)
+    found, begin, count = np.unique(sources, return_index=True, return_counts=True)
+    if count[0] > 1 and (count == count[0]).all():  # one channel's positions: quick with torch
+        edges = torch.from_numpy(edges).unflatten(1, (-1, int(count[0]))).sum(2).numpy()  # (k, J) -> (k, found)
+    elif len(found) < len(sources):
+        edges = np.add.reduceat(edges, begin, axis=1)  # (k, J) -> (k, found)
     layer = np.searchsorted(first, found, side="right")  # 0 where nothing is
     runs = []
     for below in np.unique(layer[layer > 0]):

@@ -21,15 +21,17 @@ from .operations import ALONG_AXES, MOVING, REDUCING, RESHAPING, Call, tensors_i
 NOTHING = -1  # the source of padding and of constants
 
 
-def numbered(begin: int, out: Tensor, channel: int) -> Tensor:
-    """Sources of a layer's own output, whose first channel has that number."""
-    numbers = torch.arange(begin, begin + out.shape[channel], device="cpu")
-    return numbers.view([-1 if axis == channel else 1 for axis in range(out.dim())])  # (K,) -> (1, K, 1, ...)
+def numbered(begin: int, out: Tensor, channel: int | None) -> Tensor:
+    """Sources of a layer's own output, whose first channel has that number; its only one where they have no axis."""
+    numbers = torch.arange(begin, begin + (1 if channel is None else out.shape[channel]), device="cpu")
+    return numbers.view([-1 if axis == (channel or 0) else 1 for axis in range(out.dim())])  # (K,) -> (1, K, 1, ...)
 
 
 def along(sources: Tensor | None, axis: int | None, size: int) -> np.ndarray | None:
-    """Sources (size,) of the channels on an axis; None where they are unknown, or not the same at all positions."""
-    if sources is None or axis is None or sources.numel() != sources.shape[axis]:
+    """Sources (size,) of the channels on an axis, or of the only one; None where they are unknown, or not the same at
+    all positions.
+    """
+    if sources is None or sources.numel() != (1 if axis is None else sources.shape[axis]):
         return None
     return sources.flatten().expand(size).numpy()  # (1, size, 1, ...) -> (size,)
 

@@ -42,6 +42,13 @@ def origins_after(call: Call, origin: Origin, x: Tensor, outs: list[Tensor], sam
     ]
 
 
+def shared_axis(a: Origin, b: Origin) -> int | None:
+    """The axis of the channels of both summands; a single channel, repeated, has no axis of its own."""
+    several = {of.axes[1] for of in (a, b) if of.sources is None or of.sources.numel() > 1}
+    found = several or {a.axes[1], b.axes[1]}
+    return found.pop() if len(found) == 1 else None
+
+
 def axes_after(call: Call, axes: Axes, x: Tensor, out: Tensor, samples: int, mixed: set[int]) -> Axes:
     """Where samples and channels are in what an operation without weights makes of x."""
     batch, channel = (None if axis in mixed else axis for axis in axes)

@@ -36,7 +36,7 @@ from .channels import NOTHING, along, channel_axis, joined, numbered
 from .checks import unrelated
 from .layers import Layer, Replay, Share, Step
 from .operations import Call, as_list, tensors_in
-from .origins import Origin, origins_after
+from .origins import Origin, origins_after, shared_axis
 from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
 from .sums import Axes, along_channels, at_least_float32, inner
@@ -121,13 +121,19 @@ class Tape(TorchFunctionMode):
         for share in reached.values():
             if share.kind == "softmax":  # not linear: what its linear part does not explain stays there
                 share.bias = share.out - share.into
-        sources = along(self.origins[self.logits].sources, 1, self.logits.shape[1])
-        last = 0 if sources is None else bisect(self.first, sources[0]) - 1  # the layer of the first logit
-        complete = np.array_equal(sources, np.arange(*self.first[last : last + 2]))
-        head = reached.get(self.layers[last]) if complete else None
+        top = self.layer_of_logits()
+        head = None if top is None else reached.get(top)
         layers = [reached[layer] for layer in self.layers if layer in reached]
         logits = self.logits.detach()
         return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()))
+
+    def layer_of_logits(self) -> Layer | None:
+        """The layer whose channels are the logits, all of them and in their order."""
+        sources = along(self.origins[self.logits].sources, 1, self.logits.shape[1])
+        if sources is None or sources[0] < 0:
+            return None
+        number = bisect(self.first, sources[0]) - 1
+        return self.layers[number] if np.array_equal(sources, np.arange(*self.first[number : number + 2])) else None
 
     def reached(self) -> dict[Layer, Share]:
         """What the pass has found, where relevance came by: with unique names (conv, conv#2), numbered without gaps."""
@@ -265,7 +271,7 @@ class Tape(TorchFunctionMode):
         return step
 
     def layer_output(self, step: Step, out: Tensor, known: bool = True, **more) -> Tensor:
-        """The output of a new layer, whose channels are sources of what reads it where they are known."""
+        """The output of a new layer, whose channels, one without an axis, are sources of what reads it where known."""
         self.rows.append(step.layer)
         self.layers.append(step.layer)
         batch, channel = step.axes
@@ -273,7 +279,7 @@ class Tape(TorchFunctionMode):
             self.taps[step.layer] = Tap(get_gradient_edge(out), (batch, channel), out.detach().clone())
         begin = self.first[-1]
         self.first.append(begin + (1 if channel is None else out.shape[channel]))
-        sources = numbered(begin, out, channel) if known and channel is not None else None
+        sources = numbered(begin, out, channel) if known else None
         return self.note(out, step.axes, sources, layer=step.layer, **more)
 
     # -- weighted layers
@@ -386,8 +392,7 @@ class Tape(TorchFunctionMode):
     def norm(self, name: str, x: Tensor, how: Normalisation, known: bool, groups: int = 1) -> Tensor:
         """x normalised; `known`: its channels are the ones that this mixes."""
         origin = self.origins[x]
-        channel = origin.axes[1] if known else None
-        sources = along(origin.sources, channel, 0 if channel is None else x.shape[channel])
+        sources = along(origin.sources, origin.axes[1], x.shape[origin.axes[1]]) if known else None
         step = Step(Layer(how.kind, name, None, groups, [sources]), origin.axes, self.replay)
         return self.layer_output(step, Norm.apply(x, step, how, self.edges and known), known)
 
@@ -411,12 +416,14 @@ class Tape(TorchFunctionMode):
         if in_place:
             self.protect(a)
         of_a, of_b = self.origins[a], self.origins[b]
-        batch, channel = (i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
-        sources = [along(of.sources, channel, 0 if channel is None else a.shape[channel]) for of in (of_a, of_b)]
+        batch = of_a.axes[0] if of_a.axes[0] == of_b.axes[0] else None
+        channel = shared_axis(of_a, of_b)
+        sources = [along(of.sources, channel, 1 if channel is None else a.shape[channel]) for of in (of_a, of_b)]
         step = Step(Layer("add", "add", sources=sources), (batch, channel), self.replay)
         self.steps[step.layer] = step
         nonnegative = of_a.nonnegative and of_b.nonnegative
-        return self.layer_output(step, Addition.apply(a, b, step, in_place), nonnegative=nonnegative)
+        known = channel is not None or all(of is not None for of in sources)
+        return self.layer_output(step, Addition.apply(a, b, step, in_place), known, nonnegative=nonnegative)
 
     def subtract(self, a: Any, b: Any, *, alpha: float = 1) -> Tensor:
         """a - b as a + (-b)."""
