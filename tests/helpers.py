@@ -1,6 +1,9 @@
 """What tests of several parts say: random numbers from a seed, the bits of a model, and which method needs what."""
 
+import itertools
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -67,3 +70,41 @@ NO_PAIRS = [
     lambda x, y: (x, None), lambda x, y: (x, -1), lambda x, y: (x, y + 0.7), lambda x, y: (x, (y + 1) % 3),
     lambda x, y: (255 * x).byte(), lambda x, y: 1 / 0,
 ]  # fmt: skip
+
+
+class Block(nn.Module):
+    """Of a ResNet for CIFAR: where channels grow, the shortcut takes every second pixel and pads channels with zeros
+    ("option A"), or it is a strided 1x1 convolution with fixed weights that does the same.
+    """
+
+    def __init__(self, before, after, fixed):
+        super().__init__()
+        stride = 1 if before == after else 2
+        self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
+        self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
+        self.pad, self.fixed = (after - before) // 2, fixed
+        same = F.pad(torch.eye(before), (0, 0, self.pad, self.pad))[:, :, None, None]  # (after, before, 1, 1)
+        self.register_buffer("same", same, persistent=False)
+
+    def shortcut(self, x):
+        if not self.pad:
+            return x
+        if self.fixed:
+            return F.conv2d(x, self.same, stride=2)
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
+        return (y + self.shortcut(x)).relu()
+
+
+class ResNet20(nn.Module):
+    def __init__(self, classes=3, fixed=False):
+        super().__init__()
+        widths = [16] * 4 + [32] * 3 + [64] * 3
+        self.conv, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
+        self.blocks = nn.Sequential(*(Block(a, b, fixed) for a, b in itertools.pairwise(widths)))
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.bn(self.conv(x)).relu()).mean((2, 3)))

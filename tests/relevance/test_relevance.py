@@ -806,17 +806,19 @@ def test_batchnorm_over_tokens_does_not_merge_with_the_linear_before_it():
     assert (result.ledger["gap"].abs() < 1e-9).all()
 
 
-SOURCES = {
-    "mean over channels": lambda m, x: m.fc(m.conv(x).mean(1).flatten(1)),
-    "one channel taken": lambda m, x: m.fc(m.conv(x)[:, 1].flatten(1)),
-    "positions before channels": lambda m, x: m.fc(m.conv(x).permute(0, 2, 3, 1).flatten(1)[:, :16]),
+SOURCES = {  # of 16 features, of a layer with the channels 1 and 2
+    "mean over channels": (lambda m, x: m.fc(m.conv(x).mean(1).flatten(1)), None),
+    "one channel taken": (lambda m, x: m.fc(m.conv(x)[:, 1].flatten(1)), [2] * 16),
+    "positions first": (lambda m, x: m.fc(m.conv(x).permute(0, 2, 3, 1).flatten(1)[:, :16]), [1, 2] * 8),
 }
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_channels_that_cannot_be_told_apart_have_no_source(name):
-    model = Net(SOURCES[name], conv=seeded(lambda: nn.Conv2d(1, 2, 1)), fc=head(16)).eval()
-    assert explain(model, rand(2, 1, 4, 4), 1).layers[-1].sources == [None]
+def test_where_each_feature_comes_from(name):
+    run, expected = SOURCES[name]
+    model = Net(run, conv=seeded(lambda: nn.Conv2d(1, 2, 1)), fc=head(16)).eval()
+    (sources,) = explain(model, rand(2, 1, 4, 4), 1).layers[-1].sources
+    assert (sources if sources is None else sources.tolist()) == expected
 
 
 BAD_MODELS = {

@@ -19,6 +19,7 @@ from .methods import Edit, Perturbing, try_out
 from .perturb import Selection
 from .selection import (
     a_tenth,
+    channels_read,
     check_k,
     count_in_top,
     hidden_layers,
@@ -174,18 +175,17 @@ class HeadNpp(Perturbing):
         head, heads = relevance.layers[-1], [n.name for n in logit_layers(relevance) if n.weight]
         if len(heads) > 1:
             raise ZsuError(f"{' and '.join(heads)} compute the logits", where=self.name, remedy="use another method")
-        if head.kind != "linear" or not head.weight or not head.sources[0] or len(head.sources[0]) > 1:
+        below, channel = channels_read(relevance, head)
+        if head.kind != "linear" or not head.weight or below is None:
             raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
-        (source,) = head.sources[0]
-        below = relevance.layers[source.layer]
         k = self.k or a_tenth(below)
         check_k(below, k)
         check_k(below, self.perturbed or 0, "perturbed")
         neurons = most_frequent(below, k, self.perturbed or 2 * k)
         rows, columns = model.get_parameter(head.weight).shape
         classes = torch.tensor([target]) if below.kind in ("linear", "layer_norm") else torch.arange(rows)
-        column = (neurons[:, None] * source.group + torch.arange(source.group)).flatten()  # (n, group) -> (n group,)
-        flat = (classes[:, None] * columns + column).flatten()  # (classes, n group) -> flat indices
+        column = torch.isin(torch.from_numpy(channel), neurons).nonzero().flatten()
+        flat = (classes[:, None] * columns + column).flatten()  # (classes, columns) -> flat indices
         selection: Selection = {head.weight: flat}
         if below.kind == "linear":
             selection = {**incoming_weights(model, relevance, {below.name: neurons}), **selection}

@@ -1,6 +1,6 @@
 """Which neurons or connections to perturb: what a relevance or a graph says, as indices into the model's weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -119,16 +119,22 @@ def logit_layers(relevance: Relevance) -> list[Share]:
     sources.
     """
     layers, classes = relevance.layers, relevance.logits.shape[1]
-    read = {source.layer for layer in layers for run in layer.sources for source in run or ()}
     found = list(relevance.tops)
     if not found:  # not known: the last one, and others that no layer reads and that are as wide
-        wide = [n for i, n in enumerate(layers) if i not in read and n.relevance.shape[1] == classes]
+        read = [below for layer in layers for below in layers_read(relevance, layer)]
+        wide = [n for n in layers if n not in read and n.relevance.shape[1] == classes]
         found = [n for n in layers if n in wide or n is layers[-1]]
     for layer in found:  # which grows
         if layer.kind in ("add", "layer_norm", "group_norm") or layer.groups == 0:
-            below = [layers[source.layer] for run in layer.sources for source in run or ()]
-            found += [n for n in dict.fromkeys(below) if n not in found]
+            found += [n for n in layers_read(relevance, layer) if n not in found]
     return found
+
+
+def layers_read(relevance: Relevance, node: Share) -> list[Share]:
+    """The layers that a layer reads, where that is known."""
+    first = np.cumsum([0, *(layer.relevance.shape[1] for layer in relevance.layers)])
+    sources = np.concatenate([np.zeros(0, np.int64), *(run for run in node.sources if run is not None)])
+    return [relevance.layers[n] for n in np.unique(np.searchsorted(first, sources, side="right")) - 1 if n >= 0]
 
 
 def refuse_transposed(node: Share) -> None:
@@ -218,7 +224,7 @@ def count_affordable(model: nn.Module, edges: int, blocks: Iterable[tuple[str, T
 
 
 def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
-    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and source."""
+    """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and number of weights."""
     for number, rows in edges.groupby("number"):
         node = relevance.layers[number]
         if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
@@ -226,17 +232,35 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         refuse_transposed(node)
         k, j, *window = model.get_parameter(node.weight).shape
         size = int(np.prod(window, initial=1))
-        offset = 0
-        for source in node.sources[0]:
-            here = rows[rows["below"] == source.layer]
-            if node.groups > 1:
-                column = here["source"] - here["channel"] // (k // node.groups) * j
-            else:
-                column = offset + here["source"] * source.group
-            begin = (here["channel"] * j + column).to_numpy() * size
-            flat = torch.tensor(begin)[:, None] + torch.arange(source.group * size)  # (n, width)
-            yield node.weight, torch.tensor(here["rank"].to_numpy()), flat
-            offset += source.channels * source.group
+        channel = rows["channel"].to_numpy()
+        for here, column in columns_of(node, channel // (k // node.groups), rows["node"].to_numpy()):
+            begin = (channel[here, None] * j + column) * size
+            flat = torch.from_numpy(begin)[:, :, None] + torch.arange(size)  # (n, columns, size)
+            yield node.weight, torch.tensor(rows["rank"].to_numpy()[here]), flat.flatten(1)
+
+
+def columns_of(node: Share, group: np.ndarray, source: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Columns of the weights, within a group, that read a source: more than one for a flattened channel, or one that is
+    read twice. Yields which of the pairs (group, source) have a number of columns, and these (pairs, number).
+    """
+    sources = node.sources[0]  # (groups J / groups,)
+    per_group = len(sources) // node.groups
+    apart = sources.max() + 2  # so that no two groups share a key, nor -1 with another group's last
+    key = np.arange(len(sources)) // per_group * apart + sources
+    order = np.argsort(key, kind="stable")
+    begin, end = (np.searchsorted(key[order], group * apart + source, side) for side in ("left", "right"))
+    for number in np.unique(end - begin):
+        here = np.flatnonzero(end - begin == number)
+        yield here, order[begin[here, None] + np.arange(number)] - group[here, None] * per_group
+
+
+def channels_read(relevance: Relevance, node: Share) -> tuple[Share | None, np.ndarray]:
+    """The only layer that a layer reads, and which of its channels each column reads (J,); None for any other."""
+    below, sources = layers_read(relevance, node), node.sources[0]
+    if len(below) != 1 or sources is None or (sources < 0).any():
+        return None, np.zeros(0, np.int64)
+    number = relevance.layers.index(below[0])
+    return below[0], sources - sum(layer.relevance.shape[1] for layer in relevance.layers[:number])
 
 
 def merge_by_parameter(parts: Iterable[tuple[str, Tensor]]) -> Selection:

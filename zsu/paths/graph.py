@@ -6,14 +6,15 @@ walked, and neither are channels from which no positive edge leads on to the inp
 kept goes no further, so it is in no path either. `PathGraph.ledger` says how much each of these is.
 
 Nodes are the channels of the input, of weighted layers, of norms, and of additions, where branch and skip meet: an
-addition has one edge to each summand's same channel. A concatenation has no nodes; who reads it sees the channels of
-its parts. Attention (nn.MultiheadAttention, its weights held constant) mixes positions only, so channels of the output
-projection see channels of the values; a LayerNorm mixes channels by its mean.
+addition has one edge to each summand's same channel. What only moves channels (concatenations, slices, permutations,
+reshapes, padding) has no nodes; who reads it sees the channels where they come from, and nothing in padding. Attention,
+its weights held constant, mixes positions only, so channels of the output projection see channels of the values; a
+LayerNorm mixes channels by its mean.
 
 All edges lie in one flat array. The sources of a node are a few *runs*: a stretch of that array whose m-th value
-belongs to node `source + m`. A convolution row is one run, a concatenation several, an addition one of length 1 for
-each summand. No array of source indices is stored. Two summands that are the same node share one edge, so that a path
-is known by the set of its nodes.
+belongs to node `source + m`. A convolution row is one run, over a concatenation one for each layer, with 0 for channels
+that were left out; an addition has one of length 1 for each summand. No array of source indices is stored. Two edges
+from a node to the same source are one, so that a path is known by the set of its nodes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +22,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 
 from ..errors import ZsuError
 from ..relevance.checks import check_channel
 from ..relevance.layers import Share
 from ..relevance.result import SHARES, Relevance
 from .compiled import Chain, marginals, normalise
+
+Run = tuple[np.ndarray, np.ndarray, np.ndarray]  # edges (k, length), their targets (k,), the first source of each (k,)
 
 
 @dataclass(eq=False)
@@ -115,18 +119,18 @@ def build_graph(relevance: Relevance) -> PathGraph:
     first = np.concatenate([[0], np.cumsum(sizes)])
     blocks, values, size = [], [], 0
     for number, layer in enumerate(layers):
-        for edges, targets, below, sources in runs_of(layer):
+        for edges, targets, sources in runs_of(layer, first):
             k, length = edges.shape
             begin = size + np.arange(k) * length
-            blocks.append((first[number] + targets, begin, np.full(k, length), first[below] + sources))
-            values.append(edges.cpu().numpy().ravel())  # (k, length) -> (k * length,)
-            size += edges.numel()
+            blocks.append((first[number] + targets, begin, np.full(k, length), sources))
+            values.append(edges.ravel())  # (k, length) -> (k * length,)
+            size += edges.size
     top = layers[-1]
     if top is not relevance.head:
         raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
     seed = top.relevance.sum(0).cpu().numpy()  # (classes,): the walk starts at the logits explained
     start = [first[-1]], [size], [len(seed)], [first[-2]]
-    kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) for layer in layers]
+    kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) + to_nothing(layer) for layer in layers]
     value = np.concatenate([*values, seed])
     return assemble([layer.name for layer in layers], first, value, [*blocks, start], kept)
 
@@ -176,39 +180,80 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
     return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [runs], nothing)
 
 
-def runs_of(layer: Share) -> list[tuple]:
-    """(edges (k, length), target channels (k,), layer below, first source channels (k,)) for each stretch of sources
-    of a layer: row i holds the edges from a target to `length` consecutive source channels.
-    """
+def runs_of(layer: Share, first: np.ndarray) -> list[Run]:
+    """The runs of a layer's channels; edges to one source are summed."""
     if layer.kind == "input":
         return []
-    for sources in layer.sources:
-        if sources is None:
-            what = "an operation before this layer rearranges channels, so its sources are unknown"
-            remedy = "paths follow convolutions, linear layers, norms, additions, concatenations, pools, flatten and "
-            raise ZsuError(what, where=layer.name, remedy=remedy + "nn.MultiheadAttention with attention='cp-lrp'")
-        if layer.groups > 1 and (len(sources) > 1 or sources[0].group > 1):
-            what = f"channels in groups over {'a concatenation' if len(sources) > 1 else 'flattened channels'}"
-            raise ZsuError(what, where=layer.name, remedy="not supported yet")
+    if any(sources is None for sources in layer.sources):
+        what = "an operation before this layer mixes or rearranges channels, so its sources are unknown"
+        remedy = "paths follow what gives each channel of a layer one channel at all positions, and attention with "
+        raise ZsuError(what, where=layer.name, remedy=remedy + "attention='cp-lrp'; or use a method without paths")
     if not layer.edges:
         raise ZsuError("edges were not computed", where=layer.name, remedy="call explain(..., edges=True)")
-    one_to_one = layer.kind == "add" or layer.groups == 0
-    found: dict[tuple[int, ...], tuple] = {}
-    for edges, sources in zip(layer.edges, layer.sources, strict=True):
-        targets, offset = np.arange(len(edges)), 0
-        for source in sources:
-            width = source.channels * source.group
-            if one_to_one:  # target offset + i sees channel i // group
-                mine = slice(offset, offset + width)
-                run = edges[mine].reshape(-1, 1), targets[mine], source.layer, np.arange(width) // source.group
-            elif layer.groups == 1:
-                part = edges[:, offset : offset + width].unflatten(1, (source.channels, source.group))
-                part = part.squeeze(2) if source.group == 1 else part.sum(2)  # (K, C, group) -> (K, C)
-                run = part, targets, source.layer, np.zeros_like(targets)
-            else:  # target k sees the J / groups channels of its own group
-                per_group = len(edges) // layer.groups
-                run = edges, targets, source.layer, targets // per_group * edges.shape[1]
-            key = (source.layer, offset, width, source.group) if one_to_one else (source.layer,)
-            found[key] = run if key not in found else (found[key][0] + run[0], *run[1:])
-            offset += width
-    return list(found.values())
+    edges = [e.cpu().numpy() for e in layer.edges]
+    if is_one_to_one(layer):
+        return one_to_one([e.ravel() for e in edges], layer.sources)  # (K,) or (K, 1) -> (K,)
+    return in_groups(edges[0], layer.sources[0].reshape(layer.groups, -1), first)  # (J,) -> (groups, J / groups)
+
+
+def is_one_to_one(layer: Share) -> bool:
+    """Whether each channel sees only one channel of each summand: an addition, or a BatchNorm of its own."""
+    return layer.kind == "add" or layer.groups == 0
+
+
+def one_to_one(edges: list[np.ndarray], sources: list[np.ndarray]) -> list[Run]:
+    """Each channel sees one source in each summand, from edges (K,) and sources (K,) by summand."""
+    runs = []
+    for n, (own, source) in enumerate(zip(edges, sources, strict=True)):
+        seen = [other == source for other in sources[:n]]  # in a summand before
+        targets = np.flatnonzero(~np.any([source < 0, *seen], 0))
+        again = [np.where(other == source, e, 0) for e, other in zip(edges[n + 1 :], sources[n + 1 :], strict=True)]
+        runs.append((sum(again, own)[targets, None], targets, source[targets]))
+    return runs
+
+
+def in_groups(edges: np.ndarray, sources: np.ndarray, first: np.ndarray) -> list[Run]:
+    """Each channel sees all sources of its group, from edges (K, J / groups) and sources (groups, J / groups)."""
+    per_group = len(edges) // len(sources)  # channels
+    layer = np.searchsorted(first, sources[:, [0, -1]], side="right")  # of a group's first and last source
+    follow = (np.diff(sources) == 1).all(1) & (layer[:, 0] == layer[:, 1]) & (sources[:, 0] >= 0)
+    targets = np.flatnonzero(np.repeat(follow, per_group))
+    runs = [(edges if follow.all() else edges[targets], targets, sources[targets // per_group, 0])]
+    for group in np.flatnonzero(~follow):
+        targets = np.arange(group * per_group, (group + 1) * per_group)
+        runs += scattered(edges[targets], targets, sources[group], first)
+    return [run for run in runs if run[0].size]
+
+
+def scattered(edges: np.ndarray, targets: np.ndarray, sources: np.ndarray, first: np.ndarray) -> list[Run]:
+    """All targets (k,) see the same sources (J,), in any order and some perhaps more than once, from edges (k, J)."""
+    if (np.diff(sources) < 0).any():
+        order = np.argsort(sources, kind="stable")
+        edges, sources = edges[:, order], sources[order]
+    found, begin, count = np.unique(sources, return_index=True, return_counts=True)
+    if count[0] > 1 and (count == count[0]).all():  # one channel's positions: quick with torch
+        edges = torch.from_numpy(edges).unflatten(1, (-1, int(count[0]))).sum(2).numpy()  # (k, J) -> (k, found)
+    elif len(found) < len(sources):
+        edges = np.add.reduceat(edges, begin, axis=1)  # (k, J) -> (k, found)
+    layer = np.searchsorted(first, found, side="right")  # 0 where nothing is
+    runs = []
+    for below in np.unique(layer[layer > 0]):
+        here = np.flatnonzero(layer == below)
+        lowest, highest = found[here[[0, -1]]]
+        part = edges[:, here[0] : here[-1] + 1]
+        if part.shape[1] <= highest - lowest:  # some channels of that layer are left out
+            whole = np.zeros((len(edges), highest - lowest + 1), edges.dtype)
+            whole[:, found[here] - lowest] = part
+            part = whole
+        runs.append((part, targets, np.full(len(targets), lowest)))
+    return runs
+
+
+def to_nothing(layer: Share) -> float:
+    """Relevance of the edges to padded channels and constants."""
+    total = 0.0
+    for edges, sources in zip(layer.edges, layer.sources, strict=False):
+        if sources is not None and (sources < 0).any():
+            to_source = edges if is_one_to_one(layer) else edges.unflatten(0, (layer.groups, -1)).sum(1)
+            total += float(to_source.cpu().numpy().ravel()[sources < 0].sum())  # (groups, J / groups) -> (J,)
+    return total

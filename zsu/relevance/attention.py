@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ZsuError
-from .layers import Source
 
 if TYPE_CHECKING:
     from .tape import Tape
@@ -64,10 +63,7 @@ def multi_head_attention_forward(
         attn_mask = attn_mask.unflatten(0, (-1, num_heads))  # (N heads, L, L) -> (N, heads, L, L)
     with tape:
         q, k, v = (project(*of) for of in zip((query, key, value), weights, biases, strict=True))
-        below = len(tape.layers) - 1
         out = F.scaled_dot_product_attention(q, k, v, attn_mask).transpose(1, 2).flatten(2)  # (N, L, E)
-        if constant:  # constant weights mix positions, and leave each channel of v to itself
-            tape.note(out, (tape.origins[out].axes[0], 2), (Source(below, out.shape[2]),))
         out = F.linear(out, out_proj_weight, out_proj_bias).transpose(0, 1)  # (L, N, E)
     if not need_weights:
         return out, None

@@ -3,21 +3,13 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from . import sums
 from .sums import Axes
 
 Number = float | Tensor  # sums stay on the device as 0-dimensional tensors until somebody looks
-
-
-@dataclass(frozen=True)
-class Source:
-    """A run of channels that one layer hands on: `group` consecutive features belong to one channel."""
-
-    layer: int  # its number among the layers of the tape, in results among those of `Relevance.layers`
-    channels: int
-    group: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +20,9 @@ class Layer:
     name: str
     weight: str | None = None  # name of the weight parameter, where it is one
     groups: int = 1  # convolution groups; 0: every channel has only its own source (BatchNorm)
-    sources: list[tuple[Source, ...] | None] = field(default_factory=list)  # one entry a summand; None: unknown
+    # For each summand the number of the channel that each of its channels comes from; -1: none. Numbers go through all
+    # layers of the tape, in results through `Relevance.layers`, as those of nodes in a `PathGraph`. None: unknown.
+    sources: list[np.ndarray | None] = field(default_factory=list)
 
 
 @dataclass(eq=False)

@@ -19,7 +19,7 @@ SUBTRACT = set("sub sub_ __sub__ __isub__ subtract subtract_".split())
 PER_CHANNEL = set(
     "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
     "contiguous clone to float double half bfloat16 type type_as cpu cuda "
-    "pad roll flip interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
+    "interpolate max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d "
     "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d "
     "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d".split()
 )
@@ -28,10 +28,14 @@ BENDING = set("relu6 hardtanh hardtanh_ gelu silu elu elu_ selu selu_ celu celu_
 BENDING |= set("softsign tanhshrink hardshrink softshrink".split())
 # Values stay, axes move.
 RESHAPING = set("flatten reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
-EXPANDING = set("expand expand_as broadcast_to repeat tile repeat_interleave".split())
-REARRANGING = set("permute transpose movedim swapaxes chunk split unbind select narrow __getitem__".split())
-REARRANGING |= EXPANDING | {"mean", "sum"}
-PLAIN = PER_CHANNEL | RESHAPING | REARRANGING
+PERMUTING = set("permute transpose movedim moveaxis swapaxes swapdims".split())
+ALONG_AXES = PERMUTING | set("roll flip repeat tile".split())
+MOVING = ALONG_AXES | set(
+    "expand expand_as broadcast_to chunk split tensor_split unbind select narrow index_select __getitem__ pad "
+    "repeat_interleave channel_shuffle pixel_shuffle pixel_unshuffle".split()
+)
+REDUCING = {"mean", "sum"}
+PLAIN = PER_CHANNEL | RESHAPING | MOVING | REDUCING
 # The second tensor gives its shape or type alone.
 LIKE = {"view_as", "reshape_as", "expand_as", "type_as"}
 # Values leave the tensors, and what follows may depend on them.

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .layers import Layer, Source
-from .operations import EXPANDING, MATMUL, MAY_TURN_NEGATIVE, REARRANGING, RESHAPING, SCALING, Call, as_list, tensors_in
+from .channels import channel_axis, einsum_letters, padded_axes, sources_after
+from .layers import Layer
+from .operations import MATMUL, MAY_TURN_NEGATIVE, MOVING, PERMUTING, REDUCING, RESHAPING, SCALING, Call, as_list
 from .sums import Axes
 
 
@@ -38,7 +40,7 @@ class Origin:
     """What the tape knows of a tensor that relevance flows through."""
 
     axes: Axes  # of samples and channels
-    sources: tuple[Source, ...] | None  # where its channels come from
+    sources: Tensor | None  # where its values come from, see `zsu.relevance.channels`
     nonnegative: bool
     version: int  # of the tensor; another one: it has changed in place by way of a view of it
     layer: Layer | None = None  # whose direct output it is
@@ -51,26 +53,42 @@ class Origin:
         return self.front is not None and self.front.maps is not None
 
 
-def origin_after(call: Call, origin: Origin, x: Tensor, out: Tensor, samples: int) -> Origin:
-    """Origin of what an operation without weights makes of x."""
-    sources, (batch, channel) = origin.sources, origin.axes
+def origins_after(call: Call, origin: Origin, x: Tensor, outs: list[Tensor], samples: int) -> list[Origin]:
+    """Origins of what an operation without weights makes of x."""
+    mixed = mixed_axes(call, x, outs[0])
+    axes = axes_after(call, origin.axes, x, outs[0], samples, mixed)
+    found = [origin.sources] * len(outs)
+    if origin.sources is not None:
+        found = sources_after(call, origin.sources, x, outs, mixed, axes[1])
+    nonnegative = call.name in ("relu", "relu_") or (origin.nonnegative and call.name not in MAY_TURN_NEGATIVE)
+    front = origin.front and origin.front.then(*front_of(call, x, outs[0]))
+    return [
+        Origin((axes[0], channel_axis(s, axes[1])), s, nonnegative, out._version, front=front)
+        for s, out in zip(found, outs, strict=True)
+    ]
+
+
+def shared_axis(a: Origin, b: Origin) -> int | None:
+    """The axis of the channels of both summands; a single channel, repeated, has no axis of its own."""
+    several = {of.axes[1] for of in (a, b) if of.sources is None or of.sources.numel() > 1}
+    found = several or {a.axes[1], b.axes[1]}
+    return found.pop() if len(found) == 1 else None
+
+
+def axes_after(call: Call, axes: Axes, x: Tensor, out: Tensor, samples: int, mixed: set[int]) -> Axes:
+    """Where samples and channels are in what an operation without weights makes of x."""
+    batch, channel = (None if axis in mixed else axis for axis in axes)
     if call.name in RESHAPING:
         batch = after_reshape(batch, samples, x.shape, out.shape)
         if channel is not None:
-            channels, above = x.shape[channel], -1 if batch is None else batch
-            channel = after_reshape(channel, channels, x.shape, out.shape, above)
-            if channel is not None and sources is not None:
-                spread = out.shape[channel] // channels  # positions that now stand beside each other
-                sources = tuple(replace(s, group=s.group * spread) for s in sources)
-    elif call.name in REARRANGING | {"einsum"}:
-        batch, channel = (after_move(call, axis, x, out) for axis in origin.axes)
+            above = -1 if batch is None else batch
+            channel = after_reshape(channel, x.shape[channel], x.shape, out.shape, above)
+    elif call.name in MOVING | REDUCING | {"einsum"}:
+        batch, channel = after_move(call, batch, x, out), after_move(call, channel, x, out, part=True)
     else:
-        mixed, more = mixed_axes(call, x), out.dim() - x.dim()  # broadcast against more dimensions
-        batch, channel = (None if i is None or i in mixed else i + more for i in origin.axes)
-    nonnegative = call.name in ("relu", "relu_") or (origin.nonnegative and call.name not in MAY_TURN_NEGATIVE)
-    front = origin.front and origin.front.then(*front_of(call, x, out))
-    sources = None if channel is None else repeat_sources(sources, out.shape[channel])
-    return Origin((batch, channel), sources, nonnegative, out._version, front=front)
+        more = out.dim() - x.dim()  # broadcast against more dimensions
+        batch, channel = (None if axis is None else axis + more for axis in (batch, channel))
+    return batch, channel
 
 
 def front_of(call: Call, x: Tensor, out: Tensor) -> tuple[str, Callable[[Tensor], Tensor] | None]:
@@ -97,70 +115,68 @@ def after_reshape(axis: int | None, size: int, before: torch.Size, after: torch.
     return None
 
 
-def after_move(call: Call, axis: int | None, x: Tensor, out: Tensor) -> int | None:
-    """Where `axis` of x is in `out`; None where it is gone, taken apart, or not known."""
+def after_move(call: Call, axis: int | None, x: Tensor, out: Tensor, part: bool = False) -> int | None:
+    """Where `axis` of x is in `out`; None where it is gone, not known or, unless a part of it will do, changed."""
     if axis is None:
         return None
-    name = call.name
-    if name == "einsum":
-        return after_einsum(call, axis, x)
-    if name == "__getitem__":
-        return after_index(call.args[1], axis, x.dim())
-    marked = torch.empty([2 if i == axis else 1 for i in range(x.dim())], device="meta")
-    if name in ("permute", "transpose", "movedim", "swapaxes"):
-        return list(getattr(marked, name)(*call.args[1:], **call.kwargs).shape).index(2)
-    if name in EXPANDING:
-        after = axis + out.dim() - x.dim()
-        return after if x.shape[axis] in (1, out.shape[after]) else None
-    default = 0 if name in ("chunk", "split", "unbind") else None
-    dims = call.argument({"chunk": 2, "split": 2, "narrow": 1}.get(name, 1), "dim", default)
-    dims = [d % x.dim() for d in (range(x.dim()) if dims is None else as_list(dims, 1))]
-    if axis in dims:
+    if call.name == "einsum":
+        own, result = einsum_letters(call, x)
+        return None if "." in own + result or own[axis] not in result else result.index(own[axis])
+    if call.name == "__getitem__":
+        return after_index(call.args[1], axis, x.dim(), part)
+    if call.name in PERMUTING:
+        marked = torch.empty([2 if i == axis else 1 for i in range(x.dim())], device="meta")
+        return list(call._replace(args=(marked, *call.args[1:])).run().shape).index(2)
+    touched, more = touched_axes(call, x, out), out.dim() - x.dim()
+    if axis in touched and (more < 0 or not part):
         return None
-    return axis if out.dim() == x.dim() else axis - sum(d < axis for d in dims)
+    return axis + more if more >= 0 else axis - sum(other < axis for other in touched)
 
 
-def after_einsum(call: Call, axis: int, x: Tensor) -> int | None:
-    """Where `axis` is after an einsum of which x is an operand; None where it is summed over, or dots hide it."""
-    terms, result = call.args[0].replace(" ", "").replace("...", ".").split("->")
-    operands = tensors_in(call.args[1:])
-    own = terms.split(",")[next(n for n, t in enumerate(operands) if t is x)]
-    return None if "." in own + result or own[axis] not in result else result.index(own[axis])
-
-
-def after_index(index: Any, axis: int, dim: int) -> int | None:
-    """Where `axis` is after x[index], with x of `dim` dimensions; None for anything but numbers, slices, None, ...."""
+def after_index(index: Any, axis: int, dim: int, part: bool) -> int | None:
+    """Where `axis` is after x[index], with x of `dim` dimensions; None where it is gone, not known or, unless a part of
+    it will do, changed.
+    """
     index = list(index) if isinstance(index, tuple) else [index]
-    if any(not (i is None or i is Ellipsis or isinstance(i, (int, slice))) for i in index):
+    lists = [i for i in index if not (i is None or i is Ellipsis or isinstance(i, (int, slice)))]
+    if lists and (len(lists) > 1 or np.ndim(lists[0]) != 1 or any(isinstance(i, int) for i in index)):
         return None
     taken = sum(i is not None and i is not Ellipsis for i in index)
-    index = index if Ellipsis in index else [*index, Ellipsis]
-    at = index.index(Ellipsis)
+    at = next((n for n, i in enumerate(index) if i is Ellipsis), len(index))
     index[at : at + 1] = [slice(None)] * (dim - taken)
     own = [n for n, i in enumerate(index) if i is not None][axis]  # where in the index the axis is
-    return sum(not isinstance(i, int) for i in index[:own]) if index[own] == slice(None) else None
+    whole = isinstance(index[own], slice) and index[own] == slice(None)
+    kept = whole or (part and not isinstance(index[own], int))
+    return sum(not isinstance(i, int) for i in index[:own]) if kept else None
 
 
-def mixed_axes(call: Call, x: Tensor) -> set[int]:
-    """Axes of x along which an operation moves or mixes values."""
-    dim, name, args = x.dim(), call.name, call.args
+def touched_axes(call: Call, x: Tensor, out: Tensor) -> set[int]:
+    """Axes of x along which an operation takes, moves or adds values."""
+    name, args, dim = call.name, call.args, x.dim()
     if name == "pad":
-        return {dim - 1 - i // 2 for i, side in enumerate(call.argument(1, "pad", ())) if side}
-    if name in ("roll", "flip"):
-        dims = args[-1] if len(args) > (2 if name == "roll" else 1) else call.kwargs.get("dims")
-        dims = args[1:] if name == "flip" and len(args) > 2 else dims
-        return set(range(dim)) if dims is None else {d % dim for d in as_list(dims, 1)}
+        return padded_axes(call.argument(1, "pad"), dim)
+    if name in ("channel_shuffle", "pixel_shuffle", "pixel_unshuffle"):
+        return {dim - 3, *(range(dim - 2, dim) if name != "channel_shuffle" else ())}
+    if name in ("expand", "expand_as", "broadcast_to", "repeat", "tile"):
+        return {axis for axis in range(dim) if out.shape[axis + out.dim() - dim] != x.shape[axis]}
+    if name == "flip" and len(args) > 2:  # x.flip(1, 2)
+        dims = args[1:]
+    else:
+        position = {"chunk": 2, "split": 2, "tensor_split": 2, "roll": 2, "repeat_interleave": 2}.get(name, 1)
+        default = 0 if name in ("chunk", "split", "tensor_split", "unbind") else None
+        dims = call.argument(position, "dim", call.kwargs.get("dims", call.kwargs.get("axis", default)))
+    return {d % dim for d in (range(dim) if dims is None else as_list(dims, 1))}
+
+
+def mixed_axes(call: Call, x: Tensor, out: Tensor) -> set[int]:
+    """Axes of x along which an operation mixes values."""
+    dim, name = x.dim(), call.name
+    if name in REDUCING:
+        return touched_axes(call, x, out)
     if "_pool" in name:
         return set(range(dim - int(name[-2]), dim))
     if name == "interpolate":
         return set(range(2, dim))
     if name in MATMUL:
-        return {dim - 1 if args[0] is x else max(dim - 2, 0)}
+        return {dim - 1 if call.args[0] is x else max(dim - 2, 0)}
     return set()
-
-
-def repeat_sources(sources: tuple[Source, ...] | None, width: int) -> tuple[Source, ...] | None:
-    """Sources of so many channels: one channel repeated is as many sources; None where they do not fit."""
-    if sources is None or sum(s.channels * s.group for s in sources) == width:
-        return sources
-    return sources * width if sources == (Source(sources[0].layer, 1),) else None

@@ -17,12 +17,14 @@ A `TorchFunctionMode` sees each torch function that the model calls. No hook is 
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
 """
 
+from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,10 +34,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ZsuError
 from . import attention, operations
+from .channels import NOTHING, along, channel_axis, joined, numbered
 from .checks import unrelated
-from .layers import Layer, Replay, Share, Source, Step
+from .layers import Layer, Replay, Share, Step
 from .operations import Call, as_list, name_of, tensors_in
-from .origins import Front, Origin, origin_after, repeat_sources
+from .origins import Front, Origin, origins_after, shared_axis
 from .outside import Outside, hidden, leads_to
 from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
@@ -88,6 +91,7 @@ class Tape(TorchFunctionMode):
         self.sides: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of Tensor to Side
         self.steps: WeakValueDictionary[Layer, Step] = WeakValueDictionary()
         self.layers: list[Layer] = []
+        self.first = [0]  # number of each layer's first channel, and of the next layer's
         self.rows: list[Layer] = []
         self.constants: list[tuple[Tensor, Layer]] = []
 
@@ -134,25 +138,42 @@ class Tape(TorchFunctionMode):
         for share in reached.values():
             if share.kind == "softmax":  # not linear: what its linear part does not explain stays there
                 share.bias = share.out - share.into
-        sources: tuple[Source, ...] = self.origins[self.logits].sources or ()
-        complete = len(sources) == 1 and sources[0].group == 1 and sources[0].channels == self.logits.shape[1]
-        head = reached.get(self.layers[sources[0].layer]) if complete else None
+        top = self.layer_of_logits()
+        head = None if top is None else reached.get(top)
         layers = [reached[layer] for layer in self.layers if layer in reached]
-        tops = [reached[layer] for s in sources if (layer := self.layers[s.layer]) in reached]
+        tops = [reached[layer] for layer in self.read_by(self.logits) if layer in reached]
         logits = self.logits.detach()
         return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()), tops)
+
+    def layer_of_logits(self) -> Layer | None:
+        """The layer whose channels are the logits, all of them and in their order."""
+        sources = along(self.origins[self.logits].sources, 1, self.logits.shape[1])
+        if sources is None or sources[0] < 0:
+            return None
+        number = bisect(self.first, sources[0]) - 1
+        return self.layers[number] if np.array_equal(sources, np.arange(*self.first[number : number + 2])) else None
+
+    def read_by(self, t: Tensor) -> list[Layer]:
+        """The layers that the values of t come from, where that is known."""
+        sources = self.origins[t].sources
+        numbers = [] if sources is None else sources.unique().tolist()
+        return list(dict.fromkeys(self.layers[bisect(self.first, n) - 1] for n in numbers if n >= 0))
 
     def reached(self) -> dict[Layer, Share]:
         """What the pass has found, where relevance came by: with unique names (conv, conv#2), numbered without gaps."""
         shares = self.replay.shares
         reached = {row: shares[row] for row in self.rows if row in shares and shares[row].relevance is not None}
         kept = [i for i, layer in enumerate(self.layers) if layer in reached]
-        number = {old: new for new, old in enumerate(kept)}
+        number, count = np.full(self.first[-1] + 1, NOTHING), 0  # the last for NOTHING itself
+        for i in kept:
+            begin, end = self.first[i : i + 2]
+            number[begin:end] = np.arange(count, count + end - begin)
+            count += end - begin
         seen: Counter[str] = Counter()
         for layer, share in reached.items():
             seen[layer.name] += 1
             name = layer.name if seen[layer.name] == 1 else f"{layer.name}#{seen[layer.name]}"
-            sources = [run and tuple(replace(s, layer=number[s.layer]) for s in run) for run in layer.sources]
+            sources = [None if of is None else number[of] for of in layer.sources]
             share.layer = replace(layer, name=name, sources=sources)
         return reached
 
@@ -240,7 +261,7 @@ class Tape(TorchFunctionMode):
             return self.cat(*args, **kwargs)
         if name == "stack":
             return self.stack(*args, **kwargs)
-        if name in ("T", "mT"):
+        if name == "mT" or (name == "T" and args[0].dim() == 2):
             return self.other(Call(torch.transpose, "transpose", (*args[:1], -2, -1), {}), flow)
         if name in operations.BENDING:
             return self.bending(call)
@@ -262,7 +283,7 @@ class Tape(TorchFunctionMode):
             what = f"weights of {name!r} depend on the input"
             raise ZsuError(what, where="explain", remedy="explain a model without it")
 
-    def note(self, out: Tensor, axes: Axes, sources: tuple[Source, ...] | None, nonnegative=False, **more) -> Tensor:
+    def note(self, out: Tensor, axes: Axes, sources: Tensor | None, nonnegative=False, **more) -> Tensor:
         """`out`, as a tensor that relevance flows through."""
         self.origins[out] = Origin(axes, sources, nonnegative, out._version, **more)
         return out
@@ -280,13 +301,15 @@ class Tape(TorchFunctionMode):
         return step
 
     def layer_output(self, step: Step, out: Tensor, known: bool = True, **more) -> Tensor:
-        """The output of a new layer, whose channels are sources of what reads it where they are known."""
+        """The output of a new layer, whose channels, one without an axis, are sources of what reads it where known."""
         self.rows.append(step.layer)
         self.layers.append(step.layer)
         batch, channel = step.axes
         if self.keeps_taps and channel is not None:
             self.taps[step.layer] = Tap(get_gradient_edge(out), (batch, channel), out.detach().clone())
-        sources = (Source(len(self.layers) - 1, out.shape[channel]),) if known and channel is not None else None
+        begin = self.first[-1]
+        self.first.append(begin + (1 if channel is None else out.shape[channel]))
+        sources = numbered(begin, out, channel) if known else None
         return self.note(out, step.axes, sources, layer=step.layer, **more)
 
     # -- weighted layers
@@ -365,7 +388,7 @@ class Tape(TorchFunctionMode):
             raise ZsuError(what, where=name, remedy="take autocast out of the model's forward")
         origin, channel = self.origins[x], x.dim() - 1 if isinstance(op, Linear) else 1
         batch = None if origin.axes[0] == channel else origin.axes[0]
-        sources = origin.sources if origin.axes[1] == channel else None
+        sources = along(origin.sources, channel, x.shape[channel])
         layer = Layer(kind, name, self.parameters.get(id(w)), op.groups, [sources])
         w, b = w.detach(), None if b is None else b.detach()
         return self.follow(Weighted(layer, (batch, channel), self.replay, op=op, x=x, origin=origin, z=value, w=w, b=b))
@@ -403,7 +426,8 @@ class Tape(TorchFunctionMode):
     def norm(self, name: str, x: Tensor, how: Normalisation, known: bool, groups: int = 1) -> Tensor:
         """x normalised; `known`: its channels are the ones that this mixes."""
         origin = self.origins[x]
-        step = Step(Layer(how.kind, name, None, groups, [origin.sources if known else None]), origin.axes, self.replay)
+        sources = along(origin.sources, origin.axes[1], x.shape[origin.axes[1]]) if known else None
+        step = Step(Layer(how.kind, name, None, groups, [sources]), origin.axes, self.replay)
         return self.layer_output(step, Norm.apply(x, step, how, self.edges and known), known)
 
     def bending(self, call: Call) -> Tensor:
@@ -426,12 +450,13 @@ class Tape(TorchFunctionMode):
         if in_place:
             self.protect(a)
         of_a, of_b = self.origins[a], self.origins[b]
-        batch, channel = (i if i == j else None for i, j in zip(of_a.axes, of_b.axes, strict=True))
-        runs = [of_a.sources, of_b.sources]
-        step = Step(Layer("add", "add", sources=runs), (batch, channel), self.replay)
+        batch = of_a.axes[0] if of_a.axes[0] == of_b.axes[0] else None
+        channel = shared_axis(of_a, of_b)
+        sources = [along(of.sources, channel, 1 if channel is None else a.shape[channel]) for of in (of_a, of_b)]
+        step = Step(Layer("add", "add", sources=sources), (batch, channel), self.replay)
         self.steps[step.layer] = step
-        known = all(run is not None and all(s.group == 1 for s in run) for run in runs)
         nonnegative = of_a.nonnegative and of_b.nonnegative
+        known = channel is not None or all(of is not None for of in sources)
         return self.layer_output(step, Addition.apply(a, b, step, in_place), known, nonnegative=nonnegative)
 
     def subtract(self, a: Any, b: Any, *, alpha: float = 1, in_place: bool = False) -> Tensor:
@@ -454,9 +479,9 @@ class Tape(TorchFunctionMode):
         out = Meter.apply(out, replace(step, axes=(batch, channel)), "out")
         if in_place:
             out = a.copy_(out)
-        sources = None if channel is None else repeat_sources(origin.sources, out.shape[channel])
         change = None if out.shape != x.shape else lambda t: t + constant
         front = origin.front and origin.front.then("add", change)
+        sources = None if origin.sources is None else origin.sources[(None,) * more]
         return self.note(out, (batch, channel), sources, front=front)
 
     def leaf(self, constant: Tensor, step: Step) -> Tensor:
@@ -468,7 +493,7 @@ class Tape(TorchFunctionMode):
     def cat(self, tensors: tuple[Tensor, ...] | list[Tensor], dim: int = 0) -> Tensor:
         flows = [t for t in tensors if t in self.origins]
         origins = [self.origins[t] for t in flows]
-        axes, sources = origins[0].axes, origins[0].sources
+        axes, sources = origins[0].axes, None
         if any(o.axes != axes for o in origins):
             axes = (axes[0] if all(o.axes[0] == axes[0] for o in origins) else None, None)
         dim, complete = dim % flows[0].dim(), len(flows) == len(tensors)
@@ -478,11 +503,11 @@ class Tape(TorchFunctionMode):
             step = self.row("constant", axes, "cat")
             parts = [Meter.apply(t, step, "into") if t in self.origins else self.leaf(t, step) for t in tensors]
             out = Meter.apply(torch.cat(parts, dim), step, "out")
-        if dim == axes[1]:
-            known = complete and all(o.sources is not None for o in origins)
-            sources = tuple(s for o in origins for s in o.sources) if known else None
-        elif any(o.sources != sources for o in origins):  # along positions, all must have the same
-            sources = None
+        if all(o.sources is not None for o in origins):
+            there = [t for t in tensors if t.dim() == out.dim()]  # torch lets an empty vector pass
+            parts = [self.origins[t].sources if t in self.origins else None for t in there]
+            sources = joined(parts, [t.shape[dim] for t in there], dim, axes[1])
+            axes = (axes[0], channel_axis(sources, axes[1]))
         axes = (None, axes[1]) if dim == axes[0] else axes
         front = next((o.front.then("cat", None) for o in origins if o.front), None)
         return self.note(out, axes, sources, complete and all(o.nonnegative for o in origins), front=front)
@@ -574,12 +599,13 @@ class Tape(TorchFunctionMode):
         if call.in_place and not alone:
             self.protect(x)  # a ReLU in place that reads x first zeroes only what gets no relevance
         out = call.run()
-        for t in tensors_in((out,)):
-            if t is x and not call.in_place:  # .to() of what is there
-                continue
-            if t.is_floating_point():
-                self.origins[t] = origin_after(call, self.origins[x], x, t, self.replay.samples)
-            else:
+        outs = [t for t in tensors_in((out,)) if t is not x or call.in_place]  # not .to() of what is there
+        made = [t for t in outs if t.is_floating_point()]
+        if made:
+            found = origins_after(call, self.origins[x], x, made, self.replay.samples)
+            self.origins.update(zip(made, found, strict=True))
+        for t in outs:
+            if not t.is_floating_point():
                 self.aside(t, name, gate=False)
         return out
 
