@@ -360,7 +360,7 @@ def test_attnlrp_equals_its_formulas_by_automatic_differentiation(batch_first, c
     logits = net.twin(leaf)
     expected = leaf * torch.autograd.grad(logits[:, 1].sum(), leaf)[0]
     if not batch_first:
-        with pytest.raises(ZsuError, match="target"):  # 4 is the length here, and 2 the batch
+        with pytest.raises(ZsuError, match="2 rows for 4 samples"):  # 4 is the length here, and 2 the batch
             explain(net, x, torch.zeros(4, dtype=torch.int64), TINY)
     found = explain(net, x, 1, TINY, attention="attnlrp").input
     assert (found - expected).abs().max() <= 1e-9 * expected.abs().max()

@@ -8,7 +8,8 @@ to their sources; what mixes the values of several channels leaves them unknown:
 
 import itertools
 import math
-from collections.abc import Sequence
+from bisect import bisect
+from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,53 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .layers import Layer
 from .operations import ALONG_AXES, MOVING, REDUCING, RESHAPING, Call, tensors_in
 
 NOTHING = -1  # the source of padding and of constants
+
+
+class Numbers:
+    """The numbers of the channels of all layers.
+
+    Attributes
+    ----------
+    layers : list of Layer
+        In the order of the forward pass.
+    first : list of int
+        The number of each layer's first channel, and that of the next layer to come.
+    """
+
+    def __init__(self):
+        self.layers: list[Layer] = []
+        self.first = [0]
+
+    def add(self, layer: Layer, channels: int) -> int:
+        """The number of the first channel of a new layer."""
+        self.layers.append(layer)
+        self.first.append(self.first[-1] + channels)
+        return self.first[-2]
+
+    def layers_of(self, sources: Tensor | None) -> list[Layer]:
+        """The layers that sources are channels of, where they are known."""
+        numbers = [] if sources is None else sources.unique().tolist()
+        return list(dict.fromkeys(self.layers[bisect(self.first, n) - 1] for n in numbers if n >= 0))
+
+    def are_all(self, sources: np.ndarray | None) -> bool:
+        """Whether they are the channels of one layer, all of them and in their order."""
+        if sources is None or sources[0] < 0:
+            return False
+        layer = bisect(self.first, sources[0]) - 1
+        return np.array_equal(sources, np.arange(*self.first[layer : layer + 2]))
+
+    def without_gaps(self, kept: Container[Layer]) -> np.ndarray:
+        """The new number of each channel when only some layers are kept; the last is that of NOTHING."""
+        number, count = np.full(self.first[-1] + 1, NOTHING), 0
+        for layer, (begin, end) in zip(self.layers, itertools.pairwise(self.first), strict=True):
+            if layer in kept:
+                number[begin:end] = np.arange(count, count + end - begin)
+                count += end - begin
+        return number
 
 
 def numbered(begin: int, out: Tensor, channel: int | None) -> Tensor:

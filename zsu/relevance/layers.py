@@ -2,9 +2,11 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
 from . import sums
 from .sums import Axes
@@ -102,3 +104,11 @@ class Step:
         R, relevance, self.share.magnitude = sums.arrive(z, g, self.axes)
         self.share.relevance = sums.of_samples(relevance, self.replay.samples)
         return R
+
+
+class Tap(NamedTuple):
+    """The output of a layer."""
+
+    edge: GradientEdge  # where the graph of autograd can be cut into
+    axes: tuple[int | None, int]
+    value: Tensor

@@ -17,26 +17,24 @@ A `TorchFunctionMode` sees each torch function that the model calls. No hook is 
 so reused modules, functional calls and in-place calls are right, and nothing is left behind after an exception.
 """
 
-from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ZsuError
 from . import attention, operations
-from .channels import NOTHING, along, channel_axis, joined, numbered
+from .channels import Numbers, along, channel_axis, joined, numbered
 from .checks import unrelated
-from .layers import Layer, Replay, Share, Step
+from .layers import Layer, Replay, Share, Step, Tap
 from .operations import Call, as_list, name_of, tensors_in
 from .origins import Front, Origin, origins_after, shared_axis
 from .outside import Outside, hidden, leads_to
@@ -52,14 +50,6 @@ class Side(NamedTuple):
     by: str | None  # the operation that took it out of the flow; None: torch.no_grad
     gate: bool  # may multiply what is in the flow
     joins: str | None = None  # the operation in which the flow met it otherwise
-
-
-class Tap(NamedTuple):
-    """The output of a layer."""
-
-    edge: GradientEdge  # where the graph of autograd can be cut into
-    axes: tuple[int | None, int]
-    value: Tensor
 
 
 class Tape(TorchFunctionMode):
@@ -90,8 +80,8 @@ class Tape(TorchFunctionMode):
         self.origins: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of Tensor to Origin
         self.sides: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # of Tensor to Side
         self.steps: WeakValueDictionary[Layer, Step] = WeakValueDictionary()
-        self.layers: list[Layer] = []
-        self.first = [0]  # number of each layer's first channel, and of the next layer's
+        self.numbers = Numbers()
+        self.layers = self.numbers.layers
         self.rows: list[Layer] = []
         self.constants: list[tuple[Tensor, Layer]] = []
 
@@ -138,37 +128,18 @@ class Tape(TorchFunctionMode):
         for share in reached.values():
             if share.kind == "softmax":  # not linear: what its linear part does not explain stays there
                 share.bias = share.out - share.into
-        top = self.layer_of_logits()
-        head = None if top is None else reached.get(top)
-        layers = [reached[layer] for layer in self.layers if layer in reached]
-        tops = [reached[layer] for layer in self.read_by(self.logits) if layer in reached]
-        logits = self.logits.detach()
-        return Relevance(relevance, logits, logits * weights, layers, head, list(reached.values()), tops)
-
-    def layer_of_logits(self) -> Layer | None:
-        """The layer whose channels are the logits, all of them and in their order."""
-        sources = along(self.origins[self.logits].sources, 1, self.logits.shape[1])
-        if sources is None or sources[0] < 0:
-            return None
-        number = bisect(self.first, sources[0]) - 1
-        return self.layers[number] if np.array_equal(sources, np.arange(*self.first[number : number + 2])) else None
-
-    def read_by(self, t: Tensor) -> list[Layer]:
-        """The layers that the values of t come from, where that is known."""
-        sources = self.origins[t].sources
-        numbers = [] if sources is None else sources.unique().tolist()
-        return list(dict.fromkeys(self.layers[bisect(self.first, n) - 1] for n in numbers if n >= 0))
+        sources = self.origins[self.logits].sources
+        both = self.layers, self.numbers.layers_of(sources)
+        layers, tops = ([reached[layer] for layer in some if layer in reached] for some in both)
+        head = tops[0] if tops and self.numbers.are_all(along(sources, 1, self.logits.shape[1])) else None
+        logits, rows = self.logits.detach(), list(reached.values())
+        return Relevance(relevance, logits, logits * weights, layers, head, rows, tops)
 
     def reached(self) -> dict[Layer, Share]:
         """What the pass has found, where relevance came by: with unique names (conv, conv#2), numbered without gaps."""
         shares = self.replay.shares
         reached = {row: shares[row] for row in self.rows if row in shares and shares[row].relevance is not None}
-        kept = [i for i, layer in enumerate(self.layers) if layer in reached]
-        number, count = np.full(self.first[-1] + 1, NOTHING), 0  # the last for NOTHING itself
-        for i in kept:
-            begin, end = self.first[i : i + 2]
-            number[begin:end] = np.arange(count, count + end - begin)
-            count += end - begin
+        number = self.numbers.without_gaps(reached)
         seen: Counter[str] = Counter()
         for layer, share in reached.items():
             seen[layer.name] += 1
@@ -303,12 +274,10 @@ class Tape(TorchFunctionMode):
     def layer_output(self, step: Step, out: Tensor, known: bool = True, **more) -> Tensor:
         """The output of a new layer, whose channels, one without an axis, are sources of what reads it where known."""
         self.rows.append(step.layer)
-        self.layers.append(step.layer)
         batch, channel = step.axes
         if self.keeps_taps and channel is not None:
             self.taps[step.layer] = Tap(get_gradient_edge(out), (batch, channel), out.detach().clone())
-        begin = self.first[-1]
-        self.first.append(begin + (1 if channel is None else out.shape[channel]))
+        begin = self.numbers.add(step.layer, 1 if channel is None else out.shape[channel])
         sources = numbered(begin, out, channel) if known else None
         return self.note(out, step.axes, sources, layer=step.layer, **more)
 
@@ -399,9 +368,10 @@ class Tape(TorchFunctionMode):
         return self.layer_output(step, FollowRule.apply(step.x, step))
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
-        """The layer's name: that of its parameter, or what that is computed from, without the last part."""
-        name = self.names.get(id(parameter)) or self.outside.name(parameter) or f"{kind}."
-        return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+        """The layer's name: that of its parameter, or what that is computed from, without the last part; or the kind."""
+        name = self.names.get(id(parameter)) or self.outside.name(parameter) or ""
+        parts = name.partition(".parametrizations.") if ".parametrizations." in name else name.rpartition(".")
+        return parts[0] or kind
 
     # -- norms and activations
 
@@ -601,9 +571,8 @@ class Tape(TorchFunctionMode):
         out = call.run()
         outs = [t for t in tensors_in((out,)) if t is not x or call.in_place]  # not .to() of what is there
         made = [t for t in outs if t.is_floating_point()]
-        if made:
-            found = origins_after(call, self.origins[x], x, made, self.replay.samples)
-            self.origins.update(zip(made, found, strict=True))
+        found = origins_after(call, self.origins[x], x, made, self.replay.samples) if made else []
+        self.origins.update(zip(made, found, strict=True))
         for t in outs:
             if not t.is_floating_point():
                 self.aside(t, name, gate=False)
