@@ -198,6 +198,7 @@ def count_affordable(model: nn.Module, edges: int, blocks: Iterable[tuple[str, T
 
 def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
     """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and number of weights."""
+    first = first_nodes(relevance)
     for number, rows in edges.groupby("number"):
         node = relevance.layers[number]
         if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
@@ -206,10 +207,16 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         k, j, *window = model.get_parameter(node.weight).shape
         size = int(np.prod(window, initial=1))
         channel = rows["channel"].to_numpy()
-        for here, column in columns_of(node, channel // (k // node.groups), rows["node"].to_numpy()):
+        source = first[rows["below"]] + rows["source"].to_numpy()
+        for here, column in columns_of(node, channel // (k // node.groups), source):
             begin = (channel[here, None] * j + column) * size
             flat = torch.from_numpy(begin)[:, :, None] + torch.arange(size)  # (n, columns, size)
             yield node.weight, torch.tensor(rows["rank"].to_numpy()[here]), flat.flatten(1)
+
+
+def first_nodes(relevance: Relevance) -> np.ndarray:
+    """The number of each layer's first channel, as `PathGraph.first`."""
+    return np.cumsum([0, *(layer.relevance.shape[1] for layer in relevance.layers)])
 
 
 def columns_of(node: Share, group: np.ndarray, source: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -231,7 +238,7 @@ def layer_read(relevance: Relevance, node: Share) -> tuple[Share | None, np.ndar
     """The layer whose channels are all that a layer reads, and which of them each column reads (J,); None where that is
     not one layer, or not known.
     """
-    first = np.cumsum([0, *(layer.relevance.shape[1] for layer in relevance.layers)])
+    first = first_nodes(relevance)
     sources = node.sources[0]
     number = np.unique(np.searchsorted(first, [] if sources is None else sources, side="right")) - 1
     if len(number) != 1 or number[0] < 0:
