@@ -104,7 +104,7 @@ def test_weights_of_an_edge_are_those_of_its_channel_behind_a_shuffle_and_groups
         x = torch.rand(4, 2, 4, 4).double()
         y = torch.rand(4, 6, 4, 4).double()
     pairs = [(k, j) for k in range(4) for j in ((0, 3, 1, 4) if k < 2 else (2, 5))]
-    edges = pd.DataFrame(pairs, columns=["channel", "source"]).assign(number=2, node=lambda frame: frame["source"] + 2)
+    edges = pd.DataFrame(pairs, columns=["channel", "source"]).assign(number=2, below=1)
     edges["rank"] = edges.index
     blocks = list(weight_blocks(model, explain(model, x, 1), edges))
     assert sorted(flat.shape for _, _, flat in blocks) == [(2, 27), (10, 9)]

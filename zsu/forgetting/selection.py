@@ -132,7 +132,7 @@ def logit_layers(relevance: Relevance) -> list[Share]:
 
 def layers_read(relevance: Relevance, node: Share) -> list[Share]:
     """The layers that a layer reads, where that is known."""
-    first = np.cumsum([0, *(layer.relevance.shape[1] for layer in relevance.layers)])
+    first = first_nodes(relevance)
     sources = np.concatenate([np.zeros(0, np.int64), *(run for run in node.sources if run is not None)])
     return [relevance.layers[n] for n in np.unique(np.searchsorted(first, sources, side="right")) - 1 if n >= 0]
 
@@ -225,6 +225,7 @@ def count_affordable(model: nn.Module, edges: int, blocks: Iterable[tuple[str, T
 
 def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
     """Yield (parameter, rank (n,), flat indices (n, width)) of the edges, by layer and number of weights."""
+    first = first_nodes(relevance)
     for number, rows in edges.groupby("number"):
         node = relevance.layers[number]
         if node.weight is None:  # an addition, or a BatchNorm of its own: nothing to cut
@@ -233,10 +234,16 @@ def weight_blocks(model: nn.Module, relevance: Relevance, edges: pd.DataFrame):
         k, j, *window = model.get_parameter(node.weight).shape
         size = int(np.prod(window, initial=1))
         channel = rows["channel"].to_numpy()
-        for here, column in columns_of(node, channel // (k // node.groups), rows["node"].to_numpy()):
+        source = first[rows["below"]] + rows["source"].to_numpy()
+        for here, column in columns_of(node, channel // (k // node.groups), source):
             begin = (channel[here, None] * j + column) * size
             flat = torch.from_numpy(begin)[:, :, None] + torch.arange(size)  # (n, columns, size)
             yield node.weight, torch.tensor(rows["rank"].to_numpy()[here]), flat.flatten(1)
+
+
+def first_nodes(relevance: Relevance) -> np.ndarray:
+    """The number of each layer's first channel, as `PathGraph.first`."""
+    return np.cumsum([0, *(layer.relevance.shape[1] for layer in relevance.layers)])
 
 
 def columns_of(node: Share, group: np.ndarray, source: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -259,8 +266,7 @@ def channels_read(relevance: Relevance, node: Share) -> tuple[Share | None, np.n
     below, sources = layers_read(relevance, node), node.sources[0]
     if len(below) != 1 or sources is None or (sources < 0).any():
         return None, np.zeros(0, np.int64)
-    number = relevance.layers.index(below[0])
-    return below[0], sources - sum(layer.relevance.shape[1] for layer in relevance.layers[:number])
+    return below[0], sources - first_nodes(relevance)[relevance.layers.index(below[0])]
 
 
 def merge_by_parameter(parts: Iterable[tuple[str, Tensor]]) -> Selection:

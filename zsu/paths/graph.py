@@ -220,8 +220,8 @@ def in_groups(edges: np.ndarray, sources: np.ndarray, first: np.ndarray) -> list
     targets = np.flatnonzero(np.repeat(follow, per_group))
     runs = [(edges if follow.all() else edges[targets], targets, sources[targets // per_group, 0])]
     for group in np.flatnonzero(~follow):
-        targets = np.arange(group * per_group, (group + 1) * per_group)
-        runs += scattered(edges[targets], targets, sources[group], first)
+        begin, end = group * per_group, (group + 1) * per_group
+        runs += scattered(edges[begin:end], np.arange(begin, end), sources[group], first)
     return [run for run in runs if run[0].size]
 
 
