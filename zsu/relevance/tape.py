@@ -368,7 +368,7 @@ class Tape(TorchFunctionMode):
         return self.layer_output(step, FollowRule.apply(step.x, step))
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
-        """The layer's name: that of its parameter, or what that is computed from, without the last part; or the kind."""
+        """The name of its parameter, or of what that is computed from, without the last part; else the kind."""
         name = self.names.get(id(parameter)) or self.outside.name(parameter) or ""
         parts = name.partition(".parametrizations.") if ".parametrizations." in name else name.rpartition(".")
         return parts[0] or kind
