@@ -209,7 +209,7 @@ def test_none_of_several_layers_that_give_the_logits_is_hidden(how, heads, hidde
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for method in ("lra-npp", "random"):
-            result = forget(model, x, target, method)
+            result = forget(model, x, target, method, layers="all")
             assert set(result.cut["layer"]) == hidden
             assert {name.partition(".")[0] for name in result.patch.changes} <= hidden
         with pytest.raises(

@@ -527,5 +527,5 @@ def test_what_a_model_raises_comes_out_as_one_line(error):
 
 @pytest.mark.parametrize("wrap", [lambda y: (y,), lambda y: [y], lambda y: {"logits": y}, lambda y: None, lambda y: 3])
 def test_outputs_that_are_no_tensor_are_refused(wrap):
-    with pytest.raises(ZsuError, match="explain: the model's output is (tuple|list|dict|NoneType|int). return logits"):
+    with pytest.raises(ZsuError, match="Net: the model's output is (tuple|list|dict|NoneType|int). return logits"):
         explain(net(lambda m, x: wrap(m.head(m.a(x)))), rand(4, 6), 1)
