@@ -79,11 +79,13 @@ def find_state(content: Any, path: str | os.PathLike) -> tuple[State | nn.Module
         There is none, or none of several has a usual name.
     """
     if isinstance(content, nn.Module) or is_state(content):
+        check_dense(content, path)
         return content, []
     found = dict(state_dicts(content)) if isinstance(content, Mapping) else {}
     if not found and isinstance(content, Mapping):  # one that holds an epoch or an accuracy too
         tensors = {name: t for name, t in content.items() if isinstance(t, Tensor)}
         if is_state(tensors):
+            check_dense(tensors, path)
             return tensors, [f"left out {in_short([str(name) for name in content if name not in tensors])}"]
     if not found:
         what = f"the checkpoint holds a {type(content).__name__} but no state dict"
@@ -95,7 +97,17 @@ def find_state(content: Any, path: str | os.PathLike) -> tuple[State | nn.Module
         raise ZsuError(what, where=str(path), remedy="save the one that you mean in a file of its own")
     taken = (usual or plain)[0]
     others = [repr(key) for key in found if key != taken]
+    check_dense(found[taken], path)
     return found[taken], [f"{taken!r} was taken, not {in_short(others)}"] if others else []
+
+
+def check_dense(state: State | nn.Module, path: str | os.PathLike) -> None:
+    """`ZsuError` for weights without values, and for those that are not stored value by value."""
+    for name, t in (state.state_dict() if isinstance(state, nn.Module) else state).items():
+        if isinstance(t, Tensor) and (t.layout != torch.strided or t.is_meta or t.is_quantized or t.is_nested):
+            kind = "on meta" if t.is_meta else "quantized" if t.is_quantized else "nested" if t.is_nested else t.layout
+            what = f"{name} is {kind}"
+            raise ZsuError(what, where=str(path), remedy="save dense weights with values, such as float32")
 
 
 def state_dicts(content: Mapping, depth: int = 2) -> Iterator[tuple[str, State | nn.Module]]:

@@ -114,14 +114,16 @@ def forget(
     chosen = run(method, **options)
     row = method if perturbation == "zero" else f"{method}-{perturbation}"
     out = out or Path(f"forget-{zsu.data.slug(' '.join(names))}-{row.replace('+', '-')}.safetensors")
+    check_writable(out)
     held_out = without_samples(splits, targets, samples, seed)
     about = chosen.patch.metadata
     about |= {"class": ", ".join(names), "unseen": samples} | ({"arch": arch} if arch else {})
-    chosen.patch.save(out)
     others = ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random")
     rows = {row: chosen} | {other: run(other) for other in others if other != method}
     measures = zsu.evaluation.BASIC
-    print(zsu.audit(network, rows, splits.train, held_out, targets, retrained, measures=measures, controls=False))
+    report = zsu.audit(network, rows, splits.train, held_out, targets, retrained, measures=measures, controls=False)
+    chosen.patch.save(out)  # where nothing was refused
+    print(report)
     print(f"\n{', '.join(names)}: weights changed by {row!r}: {chosen.patch.weights_changed:,}; patch written to {out}")
     budget = chosen.patch.budget or "none"
     print(f"tier {about['tier']}; budget: {budget}; samples not recognised: {about['unrecognised']}")
@@ -149,8 +151,8 @@ def audit(
     check_ending(out, ".html")
     network, splits, targets, names = prepare(cls, Checkpoint(model, arch, classes, trusted), data, root, size)
     loaded = zsu.Patch.load(patch)
-    about, name = loaded.metadata, ", ".join(names)
-    if isinstance(about.get("target"), str):
+    about, name = loaded.made, ", ".join(names)
+    if isinstance(loaded.metadata.get("target"), str):
         raise ZsuError("an older zsu wrote this patch", where=str(patch), remedy="make it anew with zsu forget")
     if about.get("class", name) != name or about.get("target", targets) != targets:
         what = f"the patch forgets {about.get('class', about.get('target'))!r}, not {name!r}"
@@ -158,7 +160,7 @@ def audit(
     edited = zsu.inside.copied(network)
     loaded.apply(edited)
     method = about.get("method", patch.stem)
-    row = f"patch-{method}" if method in zsu.evaluation.CONTROLS else method
+    row = f"patch-{method}" if method in ("", "original", "retrain", *zsu.evaluation.CONTROLS) else method
     unseen = zsu.forgetting.request.count_seen(loaded, network, splits.test)
     held_out = without_samples(splits, targets, unseen, about.get("seed", 0))
     retrained = find_references(references, Checkpoint(model, arch, classes, trusted), names)
@@ -266,8 +268,7 @@ def train(
     names = zsu.data.classes(splits.train)
     left_out = sorted(zsu.data.class_indices(splits.train, exclude or []))
     settings = {"seed": seed, "epochs": epochs or zsu.training.EPOCHS}
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ZsuError("no writable folder", where=str(out.parent), remedy="choose another --out")
+    check_writable(out)
     network = zsu.training.train(
         lambda: zsu.models.build(arch, len(names), channels), splits.train, exclude=left_out or None, **settings
     )
@@ -413,6 +414,12 @@ def check_ending(out: Path | None, *endings: str) -> None:
         raise ZsuError(out.suffix or "no ending", where="--out", remedy=f"end the file in {' or '.join(endings)}")
 
 
+def check_writable(out: Path) -> None:
+    """`ZsuError`, before much is done, for a file to write in a folder that is none or cannot be written to."""
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ZsuError("no writable folder", where=str(out.parent), remedy="choose another --out")
+
+
 class Checkpoint(NamedTuple):
     """What the command line says of the model; no file is the bundled one."""
 
@@ -456,10 +463,10 @@ def write_edited(
     patch: Path, out: Path, model: Path | None, trusted: bool, action: str, arch: str | None = None
 ) -> None:
     """Apply or revert a patch on the state dict of a file; names and types stay those of the file."""
-    if out.resolve() == patch.resolve():
+    if os.path.realpath(out) == os.path.realpath(patch):
         raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
     loaded = zsu.Patch.load(patch)
-    arch = arch or loaded.metadata.get("arch")
+    arch = arch or loaded.made.get("arch")
     zsu.models.edit_file(Checkpoint(model).read()[0], out, getattr(loaded, action), arch, trusted=trusted)
     print(f"written to {out}")
 

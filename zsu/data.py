@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 from torchvision import datasets, transforms
 
-from .errors import ZsuError, check_count, in_one_line, is_integer
+from .errors import ZsuError, check_count, check_seed, in_one_line, is_integer
 from .folders import Folder, normal
 
 MINI_FILE = Path(__file__).parent / "assets" / "fashion-mini.npz"
@@ -339,7 +339,7 @@ def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
     remedy = "give one integer for each image"
     try:
-        array = labels.cpu() if isinstance(labels, torch.Tensor) else np.array(labels)
+        array = labels.cpu().to_dense() if isinstance(labels, torch.Tensor) else np.array(labels)
         if isinstance(array, np.ndarray) and isinstance(next(iter(array.flat), None), str):
             array = np.array([index_of_label(str(label), names) for label in array.flat])
         labels = torch.as_tensor(array)
@@ -479,6 +479,7 @@ def sample_indices(dataset: Dataset, cls: int | str, n: int, seed: int) -> torch
     """Where the images are that `samples` draws: (n,)."""
     index = class_index(dataset, cls)
     check_count("n", n, "zsu.data")
+    check_seed(seed, "zsu.data")
     members = (targets(dataset) == index).nonzero()[:, 0]  # (M, 1) -> (M,)
     if len(members) < n:
         what = f"{n} samples of class {classes(dataset)[index]!r} were asked for, the data has {len(members)}"
@@ -564,6 +565,9 @@ def stack_images(images: list[torch.Tensor]) -> torch.Tensor:
             kind = f"tensor of {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
             remedy = "give the data set transform=torchvision.transforms.ToTensor()"
             raise ZsuError(f"an image is a {kind}, not a float tensor", where="zsu.data", remedy=remedy)
+        if image.layout != torch.strided or image.is_meta or image.is_nested:
+            what = f"an image is a {image.layout} tensor on {image.device}"
+            raise ZsuError(what, where="zsu.data", remedy="let the items be dense tensors with values")
         if image.shape != images[0].shape:
             what = f"images differ in shape: {tuple(images[0].shape)} and {tuple(image.shape)}"
             remedy = "pass a transform that resizes them, such as Compose([Resize((64, 64)), ToTensor()])"

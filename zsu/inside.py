@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 
-from .errors import ZsuError
+from .errors import MOST, ZsuError, words
 
 HOOKS = "zsu.explain cannot follow checkpoints and other hooks on saved tensors"
 COMPILED = "_orig_mod."  # what torch.compile puts into names
@@ -125,7 +125,7 @@ def model_errors(model: nn.Module, x: Tensor, where: str | None = None) -> Itera
 
 def first_line(error: Exception) -> str:
     """What an error says, in one line, with its class where it is no RuntimeError, which speaks for itself."""
-    line = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    line = next(iter(words(error).strip().splitlines()), "").rstrip(".")[:MOST]
     return line if line and type(error) is RuntimeError else f"{type(error).__name__}: {line}".rstrip(": ")
 
 
@@ -140,6 +140,9 @@ def check_logits(model: nn.Module, logits: Any, x: Tensor, where: str | None = N
         raise ZsuError(what, where=where, remedy="pass samples of the shape that the model was built for")
     if not logits.is_floating_point():
         raise ZsuError(f"the model's output is {logits.dtype}", where=where, remedy="return floating-point logits")
+    if logits.layout != torch.strided or logits.is_meta:
+        what = f"the model's output is {'on meta' if logits.is_meta else logits.layout}"
+        raise ZsuError(what, where=where, remedy="return dense logits with values")
 
 
 def check_finite(model: nn.Module, logits: Tensor, where: str | None = None) -> None:

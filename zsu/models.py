@@ -31,7 +31,7 @@ from .checkpoints import (
     read_torch,
     said,
 )  # fmt: skip
-from .errors import ZsuError, warn
+from .errors import ZsuError, is_integer, warn
 from .files import write_atomically
 from .inside import logits_of
 
@@ -170,7 +170,7 @@ def save_state(state: Mapping[str, torch.Tensor], path: str | os.PathLike, about
 
 
 def metadata(path: str | os.PathLike) -> dict:
-    """What `save` was told about a model.
+    """What `save` was told about a model. What another program means by the same keys, and does not fit, is left out.
 
     Raises
     ------
@@ -183,7 +183,17 @@ def metadata(path: str | os.PathLike) -> dict:
             strings = file.metadata() or {}
     except safetensors.SafetensorError as error:
         raise damage(path, error) from error
-    return {key: json_or_text(text) for key, text in strings.items()}
+    found = {key: json_or_text(text) for key, text in strings.items()}
+    return {key: value for key, value in found.items() if fits(key, value)}
+
+
+def fits(key: str, value: object) -> bool:
+    """Whether metadata can have this value, where `load` or the command line reads it."""
+    if value is None or key not in ("arch", "class_names", "classes", "channels", "size", "epochs"):
+        return True
+    if key in ("arch", "class_names"):
+        return isinstance(value, str if key == "arch" else list)
+    return is_integer(value) and value >= 1
 
 
 def is_made_with(path: str | os.PathLike, settings: Mapping) -> bool:

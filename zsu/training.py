@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from . import data, models
-from .errors import ZsuError, check_count
+from .errors import ZsuError, check_count, check_seed, is_number
 from .files import check_settings, make_folder
 from .inside import check_logits, logits_of, model_errors, place
 
@@ -78,7 +78,8 @@ def train(
     """
     check_count("epochs", epochs, "zsu.training.train")
     check_count("batch_size", batch_size, "zsu.training.train")
-    if not 0 < lr < math.inf:
+    check_seed(seed, "zsu.training.train")
+    if not is_number(lr) or lr <= 0:
         raise ZsuError(f"the learning rate is {lr!r}", where="zsu.training.train", remedy="pass lr > 0")
     if isinstance(factory, nn.Module) or not callable(factory):
         what = f"training starts from a fresh model, but a {type(factory).__name__} was given"

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from ..data import batches, class_indices, classes, histogram, targets
-from ..errors import ZsuError, is_integer, warn
+from ..errors import ZsuError, as_names, check_flag, check_seed, is_integer, is_number, warn
 from ..forgetting import Forgotten, Patch, forget
 from ..forgetting.perturb import model_hash
 from ..inside import logit_layer, place, uncompiled
@@ -128,9 +128,13 @@ def audit(
         The original is right on less than half of the test data: then read the numbers relative to it. Fewer than 5
         samples of the class in a split, of which no attack can learn.
     """
-    asked = MEASURES if measures is None else [measures] if isinstance(measures, str) else measures
+    asked = list(MEASURES) if measures is None else as_names("measures", measures, "audit")
+    for name, flag in (("controls", controls), ("progress", progress)):
+        check_flag(name, flag, "audit")
+    if retrain_seconds is not None and not (is_number(retrain_seconds) and retrain_seconds >= 0):
+        raise ZsuError(f"retrain_seconds is {retrain_seconds!r}", where="audit", remedy="pass a number of seconds")
     case = Case(make_list(original), lists_by_name(forgotten), make_list(references), train, test,
-                class_indices(test, target), list(dict.fromkeys(asked)), seed)  # fmt: skip
+                class_indices(test, target), asked, seed)  # fmt: skip
     check_case(case)
     x, y = images_at_hand(case)
     made, notes = make_controls(case, x, y) if controls else ({}, [])
@@ -176,8 +180,7 @@ def check_case(case: Case) -> None:
     unknown = [m for m in case.measures if m not in MEASURES]
     if unknown or not case.measures:
         raise ZsuError(f"no measures {unknown}", where="audit", remedy=f"use some of {', '.join(MEASURES)}")
-    if not is_integer(case.seed) or not 0 <= case.seed < 2**32:
-        raise ZsuError(f"seed {case.seed!r}", where="audit", remedy="pass an integer from 0 to 2**32 - 1")
+    check_seed(case.seed, "audit")
     for what, models in (("an original", case.originals), ("a reference", case.references)):
         for model in models:
             if not isinstance(model, nn.Module):
@@ -208,7 +211,7 @@ def check_edits(name: str, several: list, originals: list[nn.Module]) -> None:
         if not isinstance(edit, (Forgotten, nn.Module)):
             remedy = "pass what zsu.forget returns, or a model"
             raise ZsuError(f"{name!r} is a {type(edit).__name__}", where="audit", remedy=remedy)
-        parent = edit.patch.metadata.get("parent") if isinstance(edit, Forgotten) and len(several) > 1 else None
+        parent = edit.patch.made.get("parent") if isinstance(edit, Forgotten) and len(several) > 1 else None
         if parent is not None and parent != model_hash(originals[i]):
             what = f"result {i} of {name!r} was made of another model than original {i}"
             raise ZsuError(what, where="audit", remedy="pass results in the order of the originals")
@@ -348,7 +351,7 @@ def build_report(
     patches = {name: several[0].patch for name, several in case.results.items() if isinstance(several[0], Forgotten)}
     cost: dict[str, list] = {"retrain": [retrain_seconds, None, None]}
     for name, patch in patches.items():
-        cost[name] = [float(patch.metadata.get("seconds", "nan")), patch.weights_changed, patch.nbytes]
+        cost[name] = [float(patch.made.get("seconds", "nan")), patch.weights_changed, patch.nbytes]
     frame = frame.join(pd.DataFrame.from_dict(cost, "index", float, COST))
     outputs = [seen[i].test.part(True)[0] for i in references]  # (N, classes) each
     pairs = [jensen_shannon(p, q) for p, q in itertools.combinations(outputs, 2)]
@@ -413,7 +416,7 @@ def facts(case: Case, original: Observed, data_sha256: str, patches: dict[str, P
         "references": str(len(case.references)),
         "sha256 of train and test": data_sha256,
         "sha256 of original": model_hash(original.model),
-        **{f"patch {name}, parent": p.metadata.get("parent", "") for name, p in patches.items()},
+        **{f"patch {name}, parent": p.made.get("parent", "") for name, p in patches.items()},
         "versions": f"zsu {version('zsu')}, torch {torch.__version__}, scikit-learn {sklearn.__version__}, "
         f"Python {platform.python_version()}",
     }

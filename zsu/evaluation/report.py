@@ -104,9 +104,9 @@ class Report:
         content = {"about": self.about, "notes": self.notes, "seconds": self.seconds, "fooled": self.fooled}
         for name, frame in (("null", self.null), ("models", self.frame), ("routing", self.routing)):
             content[name] = json.loads(frame.to_json(orient="index"))
+        write_atomically(path, lambda t: t.write_text(text, encoding="utf-8"))
         write_atomically(path.with_suffix(".csv"), lambda t: tidy.to_csv(t, index=False))
         write_atomically(path.with_suffix(".json"), lambda t: t.write_text(json.dumps(content, indent=1)))
-        write_atomically(path, lambda t: t.write_text(text, encoding="utf-8"))
 
     def __str__(self) -> str:
         """All numbers, one row each; * is outside the null band."""

@@ -81,7 +81,7 @@ class Perturbing(Method):
     k: int | None = None
 
     def __post_init__(self):
-        check_noise(self.perturbation, self.scale)
+        check_noise(self.perturbation, self.scale, self.absolute)
         for option in ("k", "perturbed"):  # which some have
             if getattr(self, option, None) is not None:
                 check_count(option, getattr(self, option), self.name)

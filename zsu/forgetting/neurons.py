@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..errors import ZsuError
+from ..errors import ZsuError, as_names
 from ..relevance import Relevance, explain
 from ..relevance.layers import Share
 from .cutting import fewest
@@ -71,8 +71,9 @@ class LraNpp(Perturbing):
 
     def choose(self, model: nn.Module, x: Tensor, target: int, relevance: Relevance, seed: int) -> Choice:
         """The most frequent neurons: k of each layer, the least share of each, or the fewest from the last layer on."""
-        everywhere = "all" in (self.layers, *(self.layers or ()))
-        nodes = hidden_layers(relevance, None if everywhere else self.layers)
+        names = None if self.layers is None else as_names("layers", self.layers, self.name)
+        everywhere = "all" in (names or ())
+        nodes = hidden_layers(relevance, None if everywhere else names)
         if self.k is not None:
             for node in nodes:
                 check_k(node, self.k)

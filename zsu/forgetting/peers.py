@@ -8,7 +8,6 @@ images of the class in `x`, goes by their tier.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from .. import data
-from ..errors import ZsuError, check_count
+from ..errors import ZsuError, check_count, is_number
 from ..inside import model_errors, watch_inputs
 from ..relevance.sums import at_least_float32
 from .methods import Edit, Method, no_rows
@@ -36,10 +35,12 @@ class Peer(Method):
             value = getattr(self, option.name)
             if option.type is int:
                 check_count(option.name, value, self.name)
-            several = value if isinstance(value, (tuple, list)) else [value]
-            if not several or not all(isinstance(v, Real) and 0 <= v < math.inf for v in several):
+            several = [value] if option.type in (int, float) else value
+            if not isinstance(several, (tuple, list)) or not several or not all(is_number(v) and v >= 0 for v in several):
                 remedy = "use finite numbers of at least 0"
                 raise ZsuError(f"{option.name} is {value!r}", where=self.name, remedy=remedy)
+            if option.type is float:  # of whatever size and kind the number was
+                object.__setattr__(self, option.name, float(value))
 
 
 @dataclass(frozen=True, kw_only=True)

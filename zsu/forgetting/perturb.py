@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ..errors import ZsuError
+from ..errors import ZsuError, check_flag, check_seed, is_integer, is_number
 from ..files import write_atomically
 from ..inside import COMPILED
 
@@ -62,6 +62,11 @@ class Patch:
         return in_short(self.metadata.get("budget") or "")
 
     @property
+    def made(self) -> dict[str, Any]:
+        """Of the metadata what `forget` writes and others read; what does not fit there, somebody else has written."""
+        return {key: value for key, value in self.metadata.items() if fits(key, value)}
+
+    @property
     def nbytes(self) -> int:
         """Memory of the patch: places, old and new values."""
         return sum(t.element_size() * t.numel() for c in self.changes.values() for t in (c.index, c.old, c.new))
@@ -87,7 +92,7 @@ class Patch:
             Another model than the one that the patch was made for, by its hash where the metadata have it and by the
             values that are to change; nothing is written then.
         """
-        parent = self.metadata.get("parent")
+        parent = self.made.get("parent")
         if parent is not None and (found := model_hash(model)) != parent:
             raise ZsuError(
                 f"the patch was made for model {parent[:12]}, this is model {found[:12]}",
@@ -119,7 +124,7 @@ class Patch:
             mean, largest = (float(moved.mean()), float(moved.max())) if len(moved) else (0.0, 0.0)
             rows[name] = [len(moved), int(((c.new == 0) & (c.old != 0)).sum()), mean, largest]
             if model is not None:
-                rows[name].append(len(moved) / parameters(model)[name].numel())
+                rows[name].append(len(moved) / max(1, parameters(model)[name].numel()))
         frame = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
         frame.index.name = "parameter"
         return frame
@@ -161,11 +166,31 @@ class Patch:
                 metadata = dict(json.loads((file.metadata() or {})["zsu_patch"]))
                 names = dict.fromkeys(key.rpartition(":")[0] for key in file.keys())
                 changes = {n: Change(*(file.get_tensor(f"{n}:{key}") for key in Change._fields)) for n in names}
+            if not all(map(is_sound, changes.values())):
+                raise ValueError("places and values that do not go together")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ZsuError(
                 f"not a patch: {error}", where=str(path), remedy="pass a file that Patch.save wrote"
             ) from error
         return cls(changes, metadata)
+
+
+def fits(key: str, value: object) -> bool:
+    """Whether `forget` can have written this into the metadata of a patch."""
+    if key in ("target", "samples"):
+        return isinstance(value, list) and bool(value) and all(is_integer(v) and v >= 0 for v in value)
+    if key in ("seed", "unseen"):
+        return is_integer(value) and value >= 0
+    if key == "seconds":
+        return is_number(value)
+    return isinstance(value, str) or key not in ("method", "tier", "parent", "class", "arch", "samples_sha256")
+
+
+def is_sound(change: Change) -> bool:
+    """Whether places are numbered from 0, each once, and each has an old and a new value of one dtype."""
+    index, old, new = change
+    numbered = index.dtype in (torch.int32, torch.int64) and index.dim() == 1 and len(index.unique()) == len(index)
+    return numbered and bool((index >= 0).all()) and index.shape == old.shape == new.shape and old.dtype == new.dtype
 
 
 def undo(model: Weights, applied: Sequence[Patch], number: int) -> list[Patch]:
@@ -241,9 +266,10 @@ def perturb(
     ZsuError
         Unknown perturbation, unknown parameter, negative scale.
     """
-    check_noise(perturbation, scale)
+    check_noise(perturbation, scale, absolute)
+    check_seed(seed, "perturb")
     held = parameters(model)
-    generator = torch.Generator().manual_seed(int(seed))
+    scale, generator = float(scale), torch.Generator().manual_seed(int(seed))
     changes = {}
     for name, index in selection.items():
         if name not in held:
@@ -265,7 +291,7 @@ def perturb(
             if p is held[name]:
                 changes[alias] = Change(small(index, weight), old, new)
     return Patch(
-        changes, {"perturbation": perturbation, "scale": float(scale), "absolute": bool(absolute), "seed": int(seed)}
+        changes, {"perturbation": perturbation, "scale": scale, "absolute": bool(absolute), "seed": int(seed)}
     )
 
 
@@ -274,12 +300,13 @@ def small(index: Tensor, weight: Tensor) -> Tensor:
     return index.int() if weight.numel() <= torch.iinfo(torch.int32).max else index
 
 
-def check_noise(perturbation: str, scale: float) -> None:
-    """`ZsuError` for a perturbation that `perturb` does not know, or a scale below 0."""
-    if perturbation not in ("zero", "gaussian", "laplace"):
+def check_noise(perturbation: str, scale: float, absolute: bool) -> None:
+    """`ZsuError` for a perturbation that `perturb` does not know, a scale below 0, or another `absolute` than a bool."""
+    if not isinstance(perturbation, str) or perturbation not in ("zero", "gaussian", "laplace"):
         raise ZsuError(f"perturbation {perturbation!r}", where="perturb", remedy="use zero, gaussian or laplace")
-    if not scale >= 0:
-        raise ZsuError(f"scale is {scale}", where="perturb", remedy="use a number of at least 0")
+    if not is_number(scale) or not scale >= 0:
+        raise ZsuError(f"scale is {scale!r}", where="perturb", remedy="use a finite number of at least 0")
+    check_flag("absolute", absolute, "perturb")
 
 
 def standard_noise(kind: str, n: int, generator: torch.Generator) -> Tensor:

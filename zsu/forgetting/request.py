@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data import classes, counts, histogram, samples, targets
-from ..errors import ZsuError, is_integer, warn
+from ..errors import ZsuError, check_seed, is_integer, warn
 from ..inside import (
     check_finite,
     check_model,
@@ -134,7 +134,8 @@ def forget(
         ``patch.metadata["budget"]`` says so for those that look for one.
     """
     model, several = uncompiled(model), pair_samples(x, target)
-    if perturbation != "zero":
+    check_seed(seed, "forget")
+    if not isinstance(perturbation, str) or perturbation != "zero":
         options = {"perturbation": perturbation} | options
     method = as_method(method, options, retained is not None)
     check_retained(method, retained, [c for _, c in several])
@@ -289,11 +290,12 @@ def count_seen(patch: Patch, model: nn.Module, test: Dataset) -> int:
 
     Warns where that cannot be told; training images, which methods of tier T2 and above see, are in no test.
     """
-    about = patch.metadata
+    about = patch.made
     if "unseen" in about:
         return about["unseen"]
     number, *others = set(about.get("samples", [0]))
-    if not others and 0 < number < counts(test)[about["target"][0]]:
+    known = {"target", "seed", "samples_sha256"} <= about.keys()
+    if known and not others and 0 < number < counts(test)[about["target"][0]]:
         drawn = [place(samples(test, c, number, about["seed"]), model) for c in about["target"]]
         if samples_hash(drawn) == about["samples_sha256"]:
             return number
@@ -303,5 +305,11 @@ def count_seen(patch: Patch, model: nn.Module, test: Dataset) -> int:
 
 
 def as_json(about: dict) -> dict:
-    """As JSON holds it: tuples and sets become lists, NumPy's numbers and arrays Python's."""
-    return json.loads(json.dumps(about, default=lambda v: v.tolist() if hasattr(v, "tolist") else list(v)))
+    """As JSON holds it: tuples and sets become lists, NumPy's numbers and arrays Python's, anything else its name."""
+
+    def plain(value: Any) -> object:
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        return list(value) if isinstance(value, (set, frozenset, range)) else str(value)
+
+    return json.loads(json.dumps(about, default=plain))

@@ -49,7 +49,7 @@ def select_neurons(
         Another `by`, a reference that is missing or not asked for, more neurons than a layer has, no hidden layer with
         weights, and what `zsu.graph.build_graph` refuses.
     """
-    if by not in ("frequency", "marginal", "path", "contrast"):
+    if not isinstance(by, str) or by not in ("frequency", "marginal", "path", "contrast"):
         remedy = "use 'frequency', 'marginal', 'path' or 'contrast'"
         raise ZsuError(f"selection by {by!r}", where="select_neurons", remedy=remedy)
     if (by == "contrast") != (against is not None):
@@ -104,7 +104,7 @@ def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> l
     if not hidden:
         remedy = "edit its head alone, as zsu.forget(..., 'mask') does"
         raise ZsuError("there is no hidden layer with weights", where="the model", remedy=remedy)
-    names = [names] if isinstance(names, str) else list(hidden) if names is None else names
+    names = list(hidden) if names is None else names
     unknown = [name for name in names if name not in hidden]
     if unknown or not names:
         what = f"no hidden layer with weights is called {unknown}"
@@ -188,8 +188,9 @@ def count_most(relevance, k):
 
 def rows_of_neurons(neurons: dict[str, Tensor]) -> pd.DataFrame:
     """One row a neuron, as in `Forgotten.cut`."""
-    frames = (pd.DataFrame({"layer": name, "channel": n.numpy(), "source": pd.NA}) for name, n in neurons.items())
-    return pd.concat(frames, ignore_index=True)
+    layers = [name for name, chosen in neurons.items() for _ in chosen]
+    channels = [number for chosen in neurons.values() for number in chosen.tolist()]
+    return pd.DataFrame({"layer": layers, "channel": channels, "source": pd.NA})
 
 
 # --- connections ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import overload
 import numpy as np
 import pandas as pd
 
-from ..errors import ZsuError, check_count, warn
+from ..errors import ZsuError, check_count, is_number, warn
 from ..files import write_atomically
 from ..relevance import Relevance
 from .compiled import completions, search, through_edges
@@ -160,7 +160,7 @@ def find_paths(
             remedy = "explain the same model; for logits of either sign with seeds of 1 and the rule 'z+'"
             raise ZsuError(f"with this reference: {error.what}", where="find_paths", remedy=remedy) from error
     closed = np.zeros(graph.start + 1, np.bool_)
-    for channel in avoid:
+    for channel in as_list(avoid):
         closed[node_of(channel, graph)] = True
     via = -1 if through is None else node_of(through, graph)
     completed = completions(graph.chain, graph.first, closed, via)
@@ -184,6 +184,15 @@ def as_graph(relevance: Relevance | PathGraph) -> PathGraph:
     raise ZsuError(f"a {type(relevance).__name__}", where="find_paths", remedy="pass what zsu.explain returns")
 
 
+def as_list(avoid: Iterable[Channel]) -> list[Channel]:
+    """Several channels; `ZsuError` for what cannot be gone through."""
+    try:
+        return list(avoid)
+    except TypeError as error:
+        remedy = "pass a list of (name of the layer, number)"
+        raise ZsuError(f"avoid is {avoid!r}", where="find_paths", remedy=remedy) from error
+
+
 def node_of(channel: Channel, graph: PathGraph) -> int:
     """The node of a (layer, channel), after a check."""
     if not isinstance(channel, (tuple, list)) or len(channel) != 2:
@@ -196,7 +205,7 @@ def check_limits(k: int | None, min_probability: float, coverage: float) -> None
     if k is not None:
         check_count("k", k, "find_paths")
     for name, value in (("min_probability", min_probability), ("coverage", coverage)):
-        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= 1:
+        if not is_number(value) or not 0 <= value <= 1:
             raise ZsuError(f"{name} is {value!r}", where="find_paths", remedy="use a number from 0 to 1")
     if coverage == 0:
         raise ZsuError(f"coverage is {coverage}", where="find_paths", remedy="use a share above 0, at most 1")

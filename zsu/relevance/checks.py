@@ -11,8 +11,8 @@ def check_input(model: nn.Module, x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ZsuError(f"x is {kind}", where="x", remedy="pass a floating-point tensor (N, C, H, W)")
-    if x.layout != torch.strided or x.is_meta:
-        what = f"x is {'on meta' if x.is_meta else x.layout}"
+    if x.layout != torch.strided or x.is_meta or x.is_nested:
+        what = f"x is {'on meta' if x.is_meta else 'nested' if x.is_nested else x.layout}"
         raise ZsuError(what, where="x", remedy="pass a dense tensor with values")
     if x.dim() < 2 or len(x) == 0:
         raise ZsuError(f"x has shape {tuple(x.shape)}", where="x", remedy="pass a batch (N, C, H, W) with N >= 1")

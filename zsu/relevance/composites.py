@@ -95,7 +95,7 @@ def as_composite(rules: Rules) -> Composite:
         return Composite(names=rules)
     if isinstance(rules, str) and rules in COMPOSITES:
         return COMPOSITES[rules]
-    if not isinstance(rules, Rule) and rules not in RULES:
+    if not isinstance(rules, Rule) and not (isinstance(rules, str) and rules in RULES):
         known = ", ".join([*RULES, *COMPOSITES])
         raise ZsuError(f"unknown rule {rules!r}", where="rules", remedy=f"use one of {known}, a Rule or a Composite")
     return Composite(conv=rules, linear=rules, norm=rules)

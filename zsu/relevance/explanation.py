@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from ..errors import ZsuError
+from ..errors import ZsuError, check_flag
 from ..inside import HOOKS, check_finite, check_logits, check_model, logits_of, run, uncompiled
 from .checks import check_channel, check_input, output_weights
 from .composites import Rules, as_composite
@@ -182,16 +182,17 @@ def recording(
     model: nn.Module, x: Tensor, rules: Rules, edges: bool = False, attention: str = "cp-lrp", taps: bool = False
 ) -> Iterator[Tape]:
     """The tape of a forward pass, with a rule for each layer, after the checks; it is replayed in the with block."""
-    if attention not in ("cp-lrp", "attnlrp"):
+    if not isinstance(attention, str) or attention not in ("cp-lrp", "attnlrp"):
         raise ZsuError(f"attention {attention!r}", where="explain", remedy="use 'cp-lrp' or 'attnlrp'")
     if any(isinstance(mode, Tape) for mode in _get_current_function_mode_stack()):
         what, remedy = "an explanation inside a model that is explained", "explain one after the other"
         raise ZsuError(what, where="explain", remedy=remedy)
+    check_flag("edges", edges, "explain")
     model = uncompiled(model)
     check_model(model)
     check_input(model, x)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        tape = Tape(model, edges, attention, taps)
+        tape = Tape(model, bool(edges), attention, taps)
         with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
             logits = tape.record(x, lambda first: run(model, first))
             check_logits(model, logits, x)

@@ -20,7 +20,6 @@ Montavon et al. (2019), LNCS 11700, sec. 10.2; Lapuschkin et al. (2019), Nature 
 for inputs of both signs the generalised gamma rule of Anders et al. (2021), arXiv:2106.13200.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -28,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ZsuError
+from ..errors import ZsuError, is_number
 
 Part = str | float | Tensor
 Base = tuple[Part, Callable[[Tensor], Tensor]]
@@ -65,8 +64,8 @@ class Rule:
     epsilon: float = field(default=1e-6, kw_only=True)
 
     def __post_init__(self):
-        if not 0 < self.epsilon < math.inf:
-            what, remedy = f"epsilon is {self.epsilon}", "use a finite number above 0"
+        if not is_number(self.epsilon) or self.epsilon <= 0:
+            what, remedy = f"epsilon is {self.epsilon!r}", "use a finite number above 0"
             raise ZsuError(what, where=type(self).__name__, remedy=remedy)
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
@@ -108,8 +107,8 @@ class Gamma(Rule):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.gamma < math.inf:
-            raise ZsuError(f"gamma is {self.gamma}", where="Gamma", remedy="use a finite number of at least 0")
+        if not is_number(self.gamma) or self.gamma < 0:
+            raise ZsuError(f"gamma is {self.gamma!r}", where="Gamma", remedy="use a finite number of at least 0")
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
         gamma, half = self.gamma, self.gamma / 2
@@ -139,8 +138,9 @@ class AlphaBeta(Rule):
 
     def __post_init__(self):
         super().__post_init__()
-        if not (0 <= self.beta < math.inf and abs(self.alpha - self.beta - 1) <= 1e-9):
-            what = f"alpha={self.alpha}, beta={self.beta} do not keep the sum of relevance"
+        numbers = is_number(self.alpha) and is_number(self.beta)
+        if not numbers or self.beta < 0 or abs(self.alpha - self.beta - 1) > 1e-9:
+            what = f"alpha={self.alpha!r}, beta={self.beta!r} do not keep the sum of relevance"
             raise ZsuError(what, where="AlphaBeta", remedy="choose beta >= 0 and alpha = 1 + beta")
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
@@ -169,15 +169,23 @@ class Box(Rule):
 
     def check(self, x: Tensor) -> None:
         """`ZsuError` for inputs outside the box."""
-        low, high = (torch.as_tensor(t, dtype=x.dtype, device=x.device) for t in (self.low, self.high))
-        if (x < low).any() or (x > high).any():
+        low, high = self.ends(x)
+        if not ((low <= x) & (x <= high)).all():
             remedy = "give the least and the greatest value that inputs can have as Box(low, high)"
             what = f"inputs from {float(x.min()):.4g} to {float(x.max()):.4g} leave the box"
             raise ZsuError(what, where="Box", remedy=remedy)
 
+    def ends(self, x: Tensor) -> list[Tensor]:
+        """The least and the greatest value for each of the inputs x, like it."""
+        try:
+            return [torch.as_tensor(t, dtype=x.dtype, device=x.device).expand_as(x) for t in (self.low, self.high)]
+        except (TypeError, ValueError, RuntimeError) as error:
+            what, remedy = f"from {self.low!r} to {self.high!r}", "pass numbers, or tensors of shape (1, C, 1, 1)"
+            raise ZsuError(what, where="Box", remedy=remedy) from error
+
     def behind(self, front: Callable[[Tensor], Tensor], x: Tensor) -> "Box":
         """The box that the changed inputs lie in."""
-        ends = [front(torch.as_tensor(t, dtype=x.dtype, device=x.device).expand_as(x)) for t in (self.low, self.high)]
+        ends = [front(end) for end in self.ends(x)]
         return replace(self, low=torch.minimum(*ends), high=torch.maximum(*ends))
 
     def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
 
 from .. import data, models, training
-from ..errors import ZsuError, is_integer
+from ..errors import ZsuError, check_seed, is_integer
 from ..evaluation import MEASURES, audit
 from ..evaluation.measures import OF_MANY
 from ..files import check_settings, make_folder, write_atomically
@@ -157,8 +157,10 @@ def check_sweep(settings: Settings) -> Settings:
     given = (settings.seeds, settings.methods, settings.measures)
     several: list[list] = [[v] if isinstance(v, (int, str)) else list(v) for v in given]
     seeds, methods, measures = several
-    if not seeds or not all(is_integer(s) and s >= 0 for s in seeds):
-        raise ZsuError(f"seeds {seeds}", where="sweep", remedy="use some integers >= 0")
+    if not seeds:
+        raise ZsuError("no seeds", where="sweep", remedy="use some integers >= 0")
+    for seed in seeds:
+        check_seed(seed, "sweep")
     for what, wanted, known in (("methods", methods, METHODS), ("measures", measures, MEASURES)):
         unknown = [m for m in wanted if m not in known]
         if unknown or not wanted:
