@@ -41,7 +41,7 @@ SomeClasses = Annotated[list[str] | None, typer.Option("--class", help="Only thi
 SomeMethods = Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")]
 SomeMeasures = Annotated[list[str] | None, typer.Option(help="Only this measure; may be repeated.")]
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the data in training. Default: the course's.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Number of seeds.")]
+Seeds = Annotated[int, typer.Option(min=1, max=10_000, help="Number of seeds.")]
 Retrained = Annotated[int, typer.Option(min=2, help="Retrained models for each class.")]
 SmallImages = Annotated[str, typer.Option(help="fashion-mini, fashion-mnist or other small images.")]
 Trusted = Annotated[bool, typer.Option(help="Read checkpoints with pickled code: they can run anything. Only yours.")]

@@ -36,7 +36,8 @@ class Peer(Method):
             if option.type is int:
                 check_count(option.name, value, self.name)
             several = [value] if option.type in (int, float) else value
-            if not isinstance(several, (tuple, list)) or not several or not all(is_number(v) and v >= 0 for v in several):
+            sound = isinstance(several, (tuple, list)) and all(is_number(v) and v >= 0 for v in several)
+            if not sound or not several:
                 remedy = "use finite numbers of at least 0"
                 raise ZsuError(f"{option.name} is {value!r}", where=self.name, remedy=remedy)
             if option.type is float:  # of whatever size and kind the number was

@@ -290,9 +290,7 @@ def perturb(
         for alias, p in held.items():  # a tied weight under each of its names
             if p is held[name]:
                 changes[alias] = Change(small(index, weight), old, new)
-    return Patch(
-        changes, {"perturbation": perturbation, "scale": scale, "absolute": bool(absolute), "seed": int(seed)}
-    )
+    return Patch(changes, {"perturbation": perturbation, "scale": scale, "absolute": bool(absolute), "seed": int(seed)})
 
 
 def small(index: Tensor, weight: Tensor) -> Tensor:
@@ -301,7 +299,7 @@ def small(index: Tensor, weight: Tensor) -> Tensor:
 
 
 def check_noise(perturbation: str, scale: float, absolute: bool) -> None:
-    """`ZsuError` for a perturbation that `perturb` does not know, a scale below 0, or another `absolute` than a bool."""
+    """`ZsuError` for a perturbation that `perturb` does not know, a scale below 0, or `absolute` that is no bool."""
     if not isinstance(perturbation, str) or perturbation not in ("zero", "gaussian", "laplace"):
         raise ZsuError(f"perturbation {perturbation!r}", where="perturb", remedy="use zero, gaussian or laplace")
     if not is_number(scale) or not scale >= 0:
