@@ -1,14 +1,17 @@
 """A ResNet whose shortcuts pad channels is edited and audited as its twin, in which a fixed convolution does that."""
 
 import copy
+import warnings
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from torch import nn
+from torchvision.models import get_model
 
 from helpers import ResNet20
-from zsu import audit, explain, forget
+from zsu import audit, explain, find_paths, forget
 from zsu.data import Images, samples
 from zsu.evaluation import BASIC
 from zsu.forgetting.selection import find_specific_edges, merge_by_parameter, weight_blocks
@@ -120,3 +123,29 @@ def test_weights_of_an_edge_are_those_of_its_channel_behind_a_shuffle_and_groups
             expected[:, channel] = model.read(without).detach()[:, channel]
             model.b.weight.data.view(-1)[weights] = 0
             assert torch.allclose(model.read(y), expected)
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "swin_t", "vit_tiny_patch16_224"])
+def test_models_of_torchvision_and_timm_have_paths_and_forget(name):
+    """Shuffled channels, shifted windows, and attention written out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        timm.layers.set_fused_attn(False)
+        try:
+            of_timm = name.startswith("vit")
+            model = timm.create_model(name, num_classes=5, img_size=64) if of_timm else get_model(name, num_classes=5)
+        finally:
+            timm.layers.set_fused_attn(True)
+        x = torch.rand(6, 3, 64, 64)
+    target = int(model.eval()(x).argmax(1).mode().values)
+    found = find_paths(explain(model, x, target, edges=True), 50)
+    assert len(found) == 50
+    assert {path[-1][0] for path in found} == {"input"}
+    for method in ("paths", "lra-npp", "head-npp", "mask"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a network of noise need not forget
+            result = forget(model, x, target, method)
+        assert result.patch.weights_changed > 0
+        if method in ("paths", "mask"):
+            assert not (result.model(x).argmax(1) == target).any()

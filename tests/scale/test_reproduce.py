@@ -261,7 +261,11 @@ def run_row(name, short, row, tmp_path, monkeypatch):
         kept = checkpoints.read_state(out / "original-0.safetensors")[1]
         assert all(torch.equal(t, kept[n]) for n, t in found.state_dict().items())
     changed = frame.loc[frame["model"] == "head-npp", "weights_changed"]
-    assert changed.between(1, settings["perturbed"] * len(settings["classes"])).all()
+    matrices = [t for t in checkpoints.read_state(out / "original-0.safetensors")[1].values() if t.ndim == 2]
+    hidden = name in ("mnist-cnn", "imagenet-mini-vgg16")  # a Linear: its rows, and the class's weights
+    each = matrices[-2].shape[1] + 1 if hidden else 1 if name == "mufac-vit" else len(settings["classes"])
+    assert changed.between(1, settings["perturbed"] * each).all()
+    assert not hidden or (changed > len(settings["classes"]) * settings["perturbed"]).all()
 
     monkeypatch.setattr(training, "train", refuse)
     monkeypatch.setattr(reproduce, "audit_seed", refuse)

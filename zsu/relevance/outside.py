@@ -31,9 +31,8 @@ class Outside:
 
     def __init__(self, model: nn.Module, start: Tensor):
         self.start = start
-        self.held: dict[
-            int, tuple[Tensor, str]
-        ] = {}  # of the model, with its name; the tensor is kept, as names go by id
+        # Tensors of the model by id, with their names; they are kept, so that no other gets the same id.
+        self.held: dict[int, tuple[Tensor, str]] = {}
         for name, m in model.named_modules():
             for key, t in (*vars(m).items(), *m._buffers.items(), *m._parameters.items()):
                 if isinstance(t, Tensor):
