@@ -363,7 +363,7 @@ FIND = {
     "avoid": st.one_of(CHANNELS, CHANNELS.map(lambda make: lambda: [make()])),
     "against": any_of(*(lambda t=t, e=e: zsu.explain(MODEL, X, t, "z+", edges=e) for t in (0, 1) for e in (True,
     False)),
-                      lambda: zsu.graph.build_graph(zsu.explain(MODEL, X, 0)),
+                      lambda: zsu.graph.build_graph(zsu.explain(MODEL, X, 1)),
                       lambda: zsu.explain(MODEL[:6].eval(), X, 0)),
 }  # fmt: skip
 
@@ -466,6 +466,79 @@ def test_find_paths(damaged):
 
 
 RELEVANCE = zsu.explain(MODEL, X, 1, "z+")
+NOISE = {"perturbation": "gaussian"}
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "message"),
+    [
+        (zsu.forget, {"seed": "x"}, "seed 'x'"),
+        (zsu.forget, {"seed": -(2**70)}, "seed -"),
+        (zsu.forget, {"perturbation": np.zeros((2, 2))}, "perturbation array"),
+        (zsu.forget, NOISE | {"scale": []}, r"scale is \[\]"),
+        (zsu.forget, NOISE | {"absolute": torch.device("cpu")}, "absolute is device"),
+        (zsu.forget, {"method": "lra-npp", "layers": 5}, "layers is 5"),
+        (zsu.forget, {"method": "lra-npp", "layers": [["0"]]}, "layers is"),
+        (zsu.forget, {"method": "ssd", "retained": RETAINED, "lam": [0, 3]}, r"lam is \[0, 3\]"),
+        (zsu.forget, {"target": torch.eye(3)}, r"target is tensor.* \[0., 1., 0.\]"),
+        (zsu.forget, {"model": Answers(before=fails(Own())).eval()}, "Own"),
+        (zsu.forget, {"model": Answers(after=lambda y: y.to("meta")).eval()}, "on meta"),
+        (zsu.forget, {"model": Answers(after=lambda y: y.to_sparse()).eval()}, "sparse"),
+        (zsu.explain, {"edges": [0]}, "edges is"),
+        (zsu.explain, {"attention": np.zeros(2)}, "attention array"),
+        (zsu.explain, {"rules": np.zeros(2)}, "unknown rule array"),
+        (zsu.explain, {"x": torch.nested.nested_tensor([X[0], X[1]])}, "x is nested"),
+        (zsu.explain, {"rules": {"0": zsu.rules.Box("a", None)}}, "from 'a' to None"),
+    ],
+)
+def test_what_was_found_so(call, arguments, message):
+    valid = {"model": MODEL, "x": X, "target": 1}
+    with pytest.raises(zsu.ZsuError, match=message) as error:
+        call(**valid | arguments)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measures": 3}, "measures is 3"),
+        ({"measures": torch.tensor(1)}, "measures is tensor"),
+        ({"controls": torch.eye(3)}, "controls is tensor"),
+        ({"retrain_seconds": "x"}, "retrain_seconds is 'x'"),
+        ({"test": with_attributes(TEST, transform=lambda image: torch.zeros(1, 8, 8).to_sparse())}, "sparse"),
+        ({"test": with_attributes(TEST, transform=lambda image: torch.zeros(1, 8, 8).to("meta"))}, "meta"),
+        ({"original": copy.deepcopy(MODEL).to("meta")}, "on meta"),
+    ],
+)
+def test_what_was_found_in_audits(arguments, message):
+    valid = {"original": MODEL, "forgotten": {"mask": FORGOTTEN}, "train": TRAIN, "test": TEST, "target": 1}
+    with pytest.raises(zsu.ZsuError, match=message):
+        zsu.audit(**valid | arguments)
+
+
+@pytest.mark.parametrize("avoid", [None, 3, torch.tensor(1), [torch.eye(3)]])
+def test_channels_to_avoid_that_are_none(avoid):
+    with pytest.raises(zsu.ZsuError, match="avoid is|no channel") as error:
+        zsu.find_paths(RELEVANCE, 5, avoid=avoid)
+    assert "\n" not in str(error.value)
+
+
+def test_no_neuron_is_positively_relevant():
+    """Where the bias of the head alone decides, nothing is cut and that is said."""
+    model = copy.deepcopy(MODEL)
+    with torch.no_grad():
+        model[7].weight.zero_()
+        model[7].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
+    with pytest.warns(UserWarning, match="no weight changes"):
+        assert zsu.forget(model, X, 1, "lra-npp").cut.empty
+
+
+def test_options_of_any_kind_become_metadata():
+    """Numbers of any class are numbers there."""
+    done = zsu.forget(MODEL, X, 1, "lra-npp", "gaussian", scale=Fraction(1, 2), k=np.int64(2), layers={"5"})
+    assert done.patch.metadata["options"]["scale"] == 0.5
+    assert done.patch.metadata["options"]["layers"] == ["5"]
 
 
 # --- the command line -----------------------------------------------------------------------------------------
@@ -728,6 +801,51 @@ MORE = ["--seed -1", "--seed x", "--seed 99999999999999999999", "--samples 0", "
         "--seeds 99999999999999999999"]  # fmt: skip
 
 
+def test_patches_that_do_not_go_together(files):
+    """Of the files some are refused when they are read; no other error leaves `load`, `apply` or what audits read."""
+    refused = 0
+    for file in files["PATCH"]:
+        try:
+            patch = zsu.Patch.load(file)
+        except zsu.ZsuError:
+            refused += 1
+            continue
+        assert patch.made.items() <= patch.metadata.items()
+        assert all(c.index.shape == c.old.shape == c.new.shape for c in patch.changes.values())
+    assert refused > 30
+
+
+@pytest.mark.parametrize("key", ["target", "samples", "seed", "samples_sha256", "method", "parent", "seconds"])
+def test_an_audit_of_a_patch_with_foreign_metadata(files, tmp_path, key):
+    words = [str(files[w][0]) if w in files else w for w in WORDS_OF["audit"].split()]
+    patch = zsu.Patch.load(files["PATCH"][0])
+    for value in (None, 3.5, [[1]], {}):
+        zsu.Patch(patch.changes, patch.metadata | {key: value}).save(tmp_path / "patch.safetensors")
+        words[words.index("--patch") + 1] = str(tmp_path / "patch.safetensors")
+        code, _, err = run(["audit", *words], tmp_path)
+        assert code == 0, err
+
+
+def test_checkpoints_with_foreign_metadata_or_without_values(files):
+    whole, cut = (
+        zsu.models.metadata(files["MODEL"][0]),
+        {"classes", "channels", "size", "epochs", "arch", "class_names"},
+    )
+    odd = [file for file in files["MODEL"] if file.name.startswith("odd")]
+    assert len(odd) > 20
+    for file in odd:
+        about = zsu.models.metadata(file)
+        assert whole.keys() - about.keys() <= cut
+        assert isinstance(about.get("arch", ""), str)
+        assert all(zsu.errors.is_integer(about.get(key, 1)) for key in ("classes", "channels", "size", "epochs"))
+    for content, kind in (("meta", "on meta"), ("sparse", "sparse")):
+        state = {n: t.to("meta") if content == "meta" else t.to_sparse() for n, t in MODEL.state_dict().items()}
+        torch.save(state, file := files["MODEL"][0].parent / f"{content}.pt")
+        with pytest.raises(zsu.ZsuError, match=kind):
+            zsu.models.load(file)
+
+
+@pytest.mark.large
 @DAMAGES
 @given(lines())
 def test_the_command_line(files, tmp_path_factory, words):

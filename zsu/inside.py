@@ -44,6 +44,10 @@ def check_plain(model: nn.Module) -> None:
     lazy = next((n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
     if lazy is not None:
         raise ZsuError("a lazy parameter has no values yet", where=lazy, remedy="run the model once, then pass it")
+    meta = next((n for n, p in model.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        remedy = "load the weights first: model.to_empty(device='cpu'), then load_state_dict"
+        raise ZsuError("a parameter on meta has no values", where=meta, remedy=remedy)
 
 
 def check_eval(model: nn.Module, where: str) -> None:

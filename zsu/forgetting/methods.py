@@ -82,6 +82,7 @@ class Perturbing(Method):
 
     def __post_init__(self):
         check_noise(self.perturbation, self.scale, self.absolute)
+        object.__setattr__(self, "scale", float(self.scale))  # of whatever kind the number was
         for option in ("k", "perturbed"):  # which some have
             if getattr(self, option, None) is not None:
                 check_count(option, getattr(self, option), self.name)
