@@ -471,7 +471,7 @@ def test_what_has_no_items_by_number(make):
     ("indices", "match"),
     [
         ([0, 1, 30], "indices 0 to 30 of a data set of 30"), ([-31], "indices -31 to -31"),
-        ([True] * 30, r"dtype torch.bool.*mask.nonzero"), (torch.arange(30) < 20, "dtype torch.bool"),
+        ([True] * 30, r"dtype torch.bool.*of a mask, the places"), (torch.arange(30) < 20, "dtype torch.bool"),
         (np.arange(30) < 20, "dtype torch.bool"), ([0.0, 1.0], "dtype torch.float32"), ([[0, 1]], r"shape \(1, 2\)"),
         (["a"], "are no numbers"), (None, "are no numbers"),
     ],

@@ -119,7 +119,9 @@ def forget(
     about = chosen.patch.metadata
     about |= {"class": ", ".join(names), "unseen": samples} | ({"arch": arch} if arch else {})
     others = ("paths", "lra-npp", "head-npp", "mask", "bias-shift", "random")
-    rows = {row: chosen} | {other: run(other) for other in others if other != method}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*still taken for the class")  # the table has it; it is not of the method
+        rows = {row: chosen} | {other: run(other) for other in others if other != method}
     measures = zsu.evaluation.BASIC
     report = zsu.audit(network, rows, splits.train, held_out, targets, retrained, measures=measures, controls=False)
     chosen.patch.save(out)  # where nothing was refused
@@ -463,6 +465,7 @@ def write_edited(
     patch: Path, out: Path, model: Path | None, trusted: bool, action: str, arch: str | None = None
 ) -> None:
     """Apply or revert a patch on the state dict of a file; names and types stay those of the file."""
+    check_ending(out, ".safetensors")
     if os.path.realpath(out) == os.path.realpath(patch):
         raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
     loaded = zsu.Patch.load(patch)

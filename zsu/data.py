@@ -301,8 +301,8 @@ def classes(dataset: Dataset) -> list[str]:
             raise ZsuError(what, where="zsu.data", remedy="give all parts the same .classes, in the same order")
         return first
     names = getattr(dataset, "classes", None)
-    if not isinstance(names, Iterable) or isinstance(names, str):
-        remedy = "set dataset.classes to the list of class names, as torchvision does"
+    if not isinstance(names, Iterable) or isinstance(names, (str, set, frozenset, Iterator)):  # those have no order
+        remedy = "pass a data set with .classes, the list of class names, and .targets, as torchvision's have"
         raise ZsuError(f"a {type(dataset).__name__} has no .classes", where="zsu.data", remedy=remedy)
     return [normal(name) for name in names]
 
@@ -327,7 +327,7 @@ def subset_indices(dataset: Subset) -> torch.Tensor:
         return torch.empty(0, dtype=torch.int64)
     if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
         what = f"the indices of a Subset have shape {tuple(indices.shape)} and dtype {indices.dtype}"
-        raise ZsuError(what, where="zsu.data", remedy="pass a list of integers; of a mask, mask.nonzero()[:, 0]")
+        raise ZsuError(what, where="zsu.data", remedy="pass a list of integers: of a mask, the places where it is True")
     indices = indices.to("cpu", torch.int64)
     if indices.min() < -size or indices.max() >= size:
         what = f"a Subset has indices {int(indices.min())} to {int(indices.max())} of a data set of {size} items"
@@ -339,7 +339,7 @@ def integer_labels(labels: Iterable, names: list[str]) -> torch.Tensor:
     """Labels as int64, checked to be 0..C-1; class names become their indices."""
     remedy = "give one integer for each image"
     try:
-        array = labels.cpu().to_dense() if isinstance(labels, torch.Tensor) else np.array(labels)
+        array = labels.cpu().to_dense() if isinstance(labels, torch.Tensor) else np.array(list(labels))
         if isinstance(array, np.ndarray) and isinstance(next(iter(array.flat), None), str):
             array = np.array([index_of_label(str(label), names) for label in array.flat])
         labels = torch.as_tensor(array)

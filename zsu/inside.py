@@ -117,7 +117,7 @@ def model_errors(model: nn.Module, x: Tensor, where: str | None = None) -> Itera
         raise
     except Exception as error:
         line = first_line(error)
-        what, remedy = f"{line} (x is {tuple(x.shape)})", "pass a batch that the model can take"
+        what, remedy = f"{line} (x is {tuple(x.shape)})", "pass a batch that the model can take, or mend its forward"
         if HOOKS in line:
             what, remedy = HOOKS, "explain the model without checkpoints"
         elif isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in line:

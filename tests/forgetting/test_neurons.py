@@ -13,6 +13,7 @@ import zsu.evaluation
 import zsu.models
 from helpers import TROUSER, bits, largest
 from zsu import explain, forget
+from zsu.forgetting.neurons import first_that_leaves_none
 from zsu.forgetting.selection import a_tenth, count_in_top, highest
 
 pytestmark = pytest.mark.filterwarnings("ignore:3 samples are few")
@@ -40,7 +41,8 @@ def test_lra_npp_takes_the_fewest_neurons_from_the_last_layer_backwards(original
     result = forget(original, x, target, "lra-npp")
     assert result.patch.metadata["budget"] == [{"neurons": len(result.cut), "left": 0}]
     assert left_without(original, x, target, by_layer(result.cut)) == 0
-    assert left_without(original, x, target, by_layer(result.cut[:-1])) > 0
+    fewer = (by_layer(result.cut[:n]) for n in range(1, len(result.cut)))
+    assert all(left_without(original, x, target, neurons) > 0 for neurons in fewer)
     hidden = [n for n in explain(original, x, target, edges=False).layers[::-1] if n.weight][1:]
     frequent = {n.name: highest(count_in_top(n, a_tenth(n)), n.relevance.shape[1]).tolist() for n in hidden}
     order = [(layer, j) for layer, neurons in frequent.items() for j in neurons]  # fc, conv3, conv2, conv1
@@ -226,3 +228,37 @@ def test_paths_run_on_unmodified_networks(network):
     with torch.no_grad():
         assert float(result.model(x).softmax(1)[:, target].max()) <= 1 / 5
     assert bits(model) == bits(result.patch.revert(result.model))
+
+
+def test_the_fewest_are_found_where_more_neurons_leave_samples_again():
+    """Samples left by 1, 2, 3, ... neurons: 4 are enough although 5 to 7 are not."""
+    rows = (
+        [1, 1, 1, 0],
+        [1, 0, 0, 1],
+        [0, 0, 1, 0],
+        [0, 0, 0, 0],
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [1, 1, 1, 1],
+        [0, 0, 0, 0],
+    )
+    still = torch.tensor(rows)
+    asked = []
+
+    def left(n, among=slice(None)):
+        asked.append(len(still[n - 1][among]))
+        return still[n - 1][among].bool()
+
+    assert first_that_leaves_none(left, 8) == 4
+    assert asked == [4, 3, 3, 3, 4]  # all, then those that were left, and all of the first without any
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_network_without_relevant_neurons(x):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    nn.init.zeros_(model[3].weight)
+    model[3].bias.data = torch.tensor([0.0, 0.0, 3.0])
+    for method in ("lra-npp", "random"):
+        result = forget(model, x, 2, method)
+        assert result.patch.weights_changed == 0
+        assert result.patch.metadata["budget"][0]["neurons"] == 0

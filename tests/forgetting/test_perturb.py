@@ -456,3 +456,12 @@ def test_a_tied_weight_is_patched_under_each_of_its_names():
 def test_indices_that_do_not_fit_are_refused(original, index):
     with pytest.raises(ZsuError, match="head.bias: indices .* pass int64 indices from 0 to 9"):
         perturb(original, {"head.bias": torch.tensor(index)})
+
+
+def test_a_patch_by_hand_whose_values_do_not_fit_writes_nothing(original):
+    model = copy.deepcopy(original)
+    good = Change(torch.tensor([0]), model.head.bias.detach()[:1].clone(), torch.tensor([7.0]))
+    wrong = Change(torch.tensor([0]), model.fc.bias.detach()[:1].clone(), torch.tensor([7.0]).half())
+    with pytest.raises(ZsuError, match=r"fc.bias: places and values of the patch do not go together"):
+        Patch({"head.bias": good, "fc.bias": wrong}).apply(model)
+    assert bits(model) == bits(original)

@@ -519,7 +519,9 @@ def raising(error):
     "error", [ValueError("no square"), TypeError(""), AssertionError(), KeyError("k"), IndexError(1)]
 )
 def test_what_a_model_raises_comes_out_as_one_line(error):
-    with pytest.raises(ZsuError, match=r"^Net: .* \(x is \(4, 6\)\). pass a batch that the model can take.$"):
+    with pytest.raises(
+        ZsuError, match=r"^Net: .* \(x is \(4, 6\)\). pass a batch that the model can take, or mend its forward.$"
+    ):
         explain(net(raising(error)), rand(4, 6), 1)
     with pytest.raises(KeyboardInterrupt):
         explain(net(raising(KeyboardInterrupt())), rand(4, 6), 1)
@@ -529,3 +531,53 @@ def test_what_a_model_raises_comes_out_as_one_line(error):
 def test_outputs_that_are_no_tensor_are_refused(wrap):
     with pytest.raises(ZsuError, match="Net: the model's output is (tuple|list|dict|NoneType|int). return logits"):
         explain(net(lambda m, x: wrap(m.head(m.a(x)))), rand(4, 6), 1)
+
+
+def filled_in_a_thread(make):
+    """A buffer made in sight that a thread fills with what depends on the input."""
+
+    def branch(m, x):
+        y = m.b(x)
+        z = make(y)
+        in_a_thread(lambda: z.copy_(y.relu().detach()))
+        return z
+
+    return branch
+
+
+@pytest.mark.parametrize(
+    "make", [torch.zeros_like, lambda y: y.new_zeros(y.shape), lambda y: torch.ones(4, 8).double()]
+)
+def test_a_buffer_that_is_filled_out_of_sight_is_no_constant(make):
+    with pytest.raises(ZsuError, match="depends on the input leaves by 'an operation out of sight'"):
+        explain(residual(filled_in_a_thread(make)), rand(4, 6), 1, TINY)
+
+
+def test_a_buffer_that_is_filled_in_sight_is_a_constant():
+    def branch(m, x):
+        z = torch.zeros(4, 8).double()
+        z += 0.5
+        z[:, 1] = m.b.bias[1]
+        return m.b(x).relu() + z
+
+    found = explain(residual(branch), rand(4, 6), 1, TINY)
+    assert found.ledger["gap"].abs().max() < 1e-9
+
+
+def test_powers_are_refused_by_name():
+    with pytest.raises(ZsuError, match="pow"):
+        explain(residual(lambda m, x: m.b(x) ** 2), rand(4, 6), 1, TINY)
+
+
+@pytest.mark.parametrize("name", ["cat", "concat"])
+def test_axis_is_another_word_for_dim(name):
+    def run(key):
+        return net(lambda m, x: m.wide(getattr(torch, name)([m.a(x), m.b(m.a(x))], **{key: 1})), wide=nn.Linear(16, 3))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        first = run("dim")
+        second = run("axis")
+    second.load_state_dict(first.state_dict())
+    x = rand(4, 6)
+    assert torch.equal(explain(first, x, 1, TINY).input, explain(second, x, 1, TINY).input)

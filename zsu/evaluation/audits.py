@@ -400,7 +400,8 @@ def routing_table(case: Case, seen: dict[str | int, Observed]) -> pd.DataFrame:
     if case.references:
         means["retrain"] = torch.stack([means[i] for i in range(len(case.references))]).mean(0)
     rows = [row for row in ("original", "retrain", *case.results) if row in means]
-    names = classes(case.test)[: len(means["original"])]
+    names, outputs = classes(case.test), len(means["original"])
+    names = [*names[:outputs], *map(str, range(len(names), outputs))]  # a model may know more classes than the data
     return pd.DataFrame([means[row].tolist() for row in rows], rows, names)
 
 

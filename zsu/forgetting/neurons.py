@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from ..errors import ZsuError, as_names
 from ..relevance import Relevance, explain
 from ..relevance.layers import Share
-from .cutting import fewest
+from .cutting import HARDEST
 from .methods import Edit, Perturbing, try_out
 from .perturb import Selection
 from .selection import (
@@ -81,10 +81,10 @@ class LraNpp(Perturbing):
             return Choice({n.name: most_frequent(n, self.k, self.perturbed) for n in nodes}, {"k": int(self.k)})
 
         @torch.no_grad()
-        def left(neurons: dict[str, Tensor]) -> int:
-            """How many samples are still taken for the class without these neurons."""
+        def left(neurons: dict[str, Tensor], among: Tensor | slice = slice(None)) -> Tensor:
+            """Which of some samples are still taken for the class without these neurons, bool (N,)."""
             patch = self.patch(model, incoming_weights(model, relevance, neurons), seed)
-            return try_out(model, patch, lambda: int((model(x).argmax(1) == target).sum()))
+            return try_out(model, patch, lambda: model(x[among]).argmax(1) == target)
 
         return least_share(nodes, left) if everywhere else fewest_neurons(nodes, left)
 
@@ -94,37 +94,54 @@ def most_frequent(node: Share, k: int, number: int | None = None) -> Tensor:
     return highest(count_in_top(node, k), number or k)
 
 
-def least_share(nodes: Sequence[Share], left: Callable[[dict[str, Tensor]], int]) -> Choice:
+def least_share(nodes: Sequence[Share], left: Callable[..., Tensor]) -> Choice:
     """The smallest share of each layer, in steps of 2 %, that leaves no sample; else the one that leaves the fewest."""
     best, fewest_left = Choice({}, {}), math.inf
     for percent in range(2, 101, 2):
         neurons = {n.name: most_frequent(n, max(1, round(percent * n.relevance.shape[1] / 100))) for n in nodes}
-        if (still := left(neurons)) < fewest_left:
+        if (still := int(left(neurons).sum())) < fewest_left:
             best, fewest_left = Choice(neurons, {"percent": percent, "left": still}), still
         if still == 0:
             break
     return best
 
 
-def fewest_neurons(nodes: Sequence[Share], left: Callable[[dict[str, Tensor]], int]) -> Choice:
-    """The fewest neurons, from the last layer backwards, that leave no sample; else those that leave the fewest."""
+def fewest_neurons(nodes: Sequence[Share], left: Callable[..., Tensor]) -> Choice:
+    """The fewest neurons, from the last layer backwards, that leave no sample; where 1, 2, 4, ... and all of them do
+    not, those of these numbers that leave the fewest.
+    """
     order = [(n.name, neuron) for n in reversed(nodes) for neuron in most_frequent(n, a_tenth(n), size(n)).tolist()]
-    tried = {0: math.inf}  # samples that are left, by the number of neurons
 
     def first(number: int) -> dict[str, Tensor]:
         """The first neurons of the order, by layer."""
         names = dict.fromkeys(name for name, _ in order[:number])
         return {name: torch.tensor([j for layer, j in order[:number] if layer == name]) for name in names}
 
-    def enough(number: int) -> bool:
-        tried[number] = left(first(number))
-        return tried[number] == 0
+    numbers = [n for n in (2**i for i in range(len(order).bit_length())) if n < len(order)] + [len(order)]
+    fewest_left, best = math.inf, 0
+    for number in numbers:
+        if (still := int(left(first(number)).sum())) < fewest_left:
+            fewest_left, best = still, number
+        if still == 0:
+            best = first_that_leaves_none(lambda n, *among: left(first(n), *among), number)
+            break
+    return Choice(first(best), {"neurons": best, "left": fewest_left})
 
-    low, high = 0, 1
-    while not enough(high) and high < len(order):
-        low, high = high, min(2 * high, len(order))
-    number = fewest(enough, low, high) if tried[high] == 0 else min(tried, key=lambda n: (tried[n], n))
-    return Choice(first(number), {"neurons": number, "left": tried[number]})
+
+def first_that_leaves_none(left: Callable[..., Tensor], number: int) -> int:
+    """The first n from 1 to `number`, which does so, for which `left(n)` has no sample; more may leave some again.
+
+    Those that the last numbers left are asked first, and all samples only where none of these is left.
+    """
+    hard = torch.zeros(0, dtype=torch.int64)
+    for n in range(1, number):
+        if len(hard) and left(n, hard).any():
+            continue
+        still = left(n).nonzero()[:HARDEST, 0]
+        if len(still) == 0:
+            return n
+        hard = torch.cat([hard.to(still), still]).unique()
+    return number
 
 
 def size(node: Share) -> int:

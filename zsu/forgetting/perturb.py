@@ -132,6 +132,9 @@ class Patch:
     def _held(self, held: Mapping[str, Tensor], name: str) -> Tensor:
         """What the model holds where the patch changes the parameter; `ZsuError` where it has no such weights."""
         p, change = held.get(name), self.changes[name]
+        if not is_sound(change):
+            remedy = "pass a patch as zsu.forget makes it"
+            raise ZsuError("places and values of the patch do not go together", where=name, remedy=remedy)
         if p is None or p.dtype != change.old.dtype or (len(change.index) and int(change.index.max()) >= p.numel()):
             have = "no such parameter" if p is None else f"{p.dtype} {tuple(p.shape)}"
             raise ZsuError(f"the model has {have}", where=name, remedy="use the model that the patch was made for")

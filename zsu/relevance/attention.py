@@ -30,7 +30,7 @@ def scaled_dot_product_attention(
     if tape.attention == "cp-lrp" and value in tape.origins:  # constant weights
         query, key = tape.aside((query.detach(), key.detach()), "attention", gate=False)
     if attn_mask is not None:
-        tape.outside.made[attn_mask] = ""
+        tape.outside.see(attn_mask, "")
     with tape:  # recorded as if the model did it
         scores = torch.matmul(query * scale, key.transpose(-2, -1))
         scores = scores if attn_mask is None else scores + attn_mask
@@ -49,7 +49,8 @@ def multi_head_attention_forward(
         raise ZsuError("attention with separate projections, extra keys or padding", where=where, remedy=remedy)
     biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.detach().chunk(3)
     weights = in_proj_weight.detach().chunk(3)
-    tape.outside.made.update(dict.fromkeys((*weights, *(b for b in biases if b is not None)), ""))
+    for t in (*weights, *(b for b in biases if b is not None)):
+        tape.outside.see(t, "")
     tape.parts += weights  # kept alive, because names go by id
     tape.names |= {id(w): f"{where}.{letter}.weight" for letter, w in zip("qkv", weights, strict=True)}
 

@@ -103,7 +103,7 @@ class Call(NamedTuple):
             return True
         if not inspect.isfunction(self.func):  # built-in functions have no argument `inplace`
             return False
-        found = signature(self.func)
+        found = signature(self.func, follow_wrapped=False)  # Tensor.__pow__ wraps a built-in that has none
         return bool(found.bind(*self.args, **self.kwargs).arguments.get("inplace"))
 
 

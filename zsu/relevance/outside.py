@@ -31,36 +31,48 @@ class Outside:
 
     def __init__(self, model: nn.Module, start: Tensor):
         self.start = start
-        # Tensors of the model by id, with their names; they are kept, so that no other gets the same id.
-        self.held: dict[int, tuple[Tensor, str]] = {}
+        # Tensors of the model by id, with their names and versions; they are kept, so that no other gets the same id.
+        self.held: dict[int, tuple[Tensor, str, int]] = {}
         for name, m in model.named_modules():
             for key, t in (*vars(m).items(), *m._buffers.items(), *m._parameters.items()):
                 if isinstance(t, Tensor):
-                    self.held.setdefault(id(t), (t, f"{name}.{key}"))
-        self.made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # in sight, of what is known; to a name, if any
+                    self.held.setdefault(id(t), (t, f"{name}.{key}", version(t)))
+        # Made in sight, of what is known; to a name, if there is one, and the version that was seen.
+        self.made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.reads: list[str] = []
         self.joined: list[Tensor | Number] = []
 
     def knows(self, t: Tensor) -> bool:
-        """Whether t cannot depend on the input."""
-        return id(t) in self.held or t in self.made
+        """Whether t cannot depend on the input: it was so when last seen, and nothing out of sight has changed it."""
+        seen = self.held[id(t)][2] if id(t) in self.held else self.made.get(t, ("", None))[1]
+        return seen == version(t)
 
     def name(self, t: Tensor | None) -> str:
         """That of a tensor of the model, or of the first such that it was computed from."""
-        return self.held[id(t)][1] if id(t) in self.held else self.made.get(t, "") if t is not None else ""
+        return self.held[id(t)][1] if id(t) in self.held else self.made.get(t, ("", 0))[0] if t is not None else ""
 
     def compute(self, call: Call, tensors: list[Tensor]) -> object:
         """What a call gives that has nothing to do with the flow; what has met unknown tensors is unknown."""
+        known = all(self.knows(t) for t in tensors)
         out = call.run()
-        if all(self.knows(t) for t in tensors):
-            if "empty" not in call.name:  # which others fill
-                source = next(filter(None, map(self.name, tensors)), "")
-                self.made.update(dict.fromkeys(tensors_in((out,)), source))
-            return out
-        for t in tensors:
-            self.held.pop(id(t), None)
-            self.made.pop(t, None)
+        for t in tensors:  # which the call may have changed
+            if known:
+                self.see(t, self.name(t))
+            else:
+                self.held.pop(id(t), None)
+                self.made.pop(t, None)
+        if known and "empty" not in call.name:  # which others fill
+            source = next(filter(None, map(self.name, tensors)), "")
+            for t in tensors_in((out,)):
+                self.see(t, self.name(t) or source)
         return out
+
+    def see(self, t: Tensor, name: str) -> None:
+        """Note that t cannot depend on the input."""
+        if id(t) in self.held:
+            self.held[id(t)] = t, name, version(t)
+        else:
+            self.made[t] = name, version(t)
 
     def meet(self, call: Call, others: Iterable[Tensor]) -> None:
         """Look at what a call brings into the flow besides the flow itself."""
@@ -81,6 +93,11 @@ class Outside:
             return
         what = f"a value that depends on the input leaves by {self.reads[0]!r} and joins what relevance flows through"
         raise ZsuError(what, where="explain", remedy="compute it with functions of torch, on tensors, in the model")
+
+
+def version(t: Tensor) -> int:
+    """How often t was changed in place, where PyTorch counts that."""
+    return 0 if t.is_inference() else t._version
 
 
 def leads_to(node: Node, leaf: Tensor) -> bool:

@@ -228,10 +228,9 @@ class Tape(TorchFunctionMode):
             return self.subtract(*args, in_place=call.in_place, **kwargs)
         if name in ("rsub", "__rsub__"):
             return self.subtract(args[1], args[0], **kwargs)
-        if name in ("cat", "concat", "concatenate"):
-            return self.cat(*args, **kwargs)
-        if name == "stack":
-            return self.stack(*args, **kwargs)
+        if name in ("cat", "concat", "concatenate", "stack"):
+            kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
+            return (self.stack if name == "stack" else self.cat)(*args, **kwargs)
         if name == "mT" or (name == "T" and args[0].dim() == 2):
             return self.other(Call(torch.transpose, "transpose", (*args[:1], -2, -1), {}), flow)
         if name in operations.BENDING:
@@ -564,7 +563,7 @@ class Tape(TorchFunctionMode):
         if "dropout" in name and call.argument(2, "training", True):
             raise ZsuError("dropout is active", where=name, remedy="call model.eval(), or pass training=False")
         if name == "pad" and call.argument(3, "value"):
-            raise ZsuError("pads with a value other than 0", where="pad", remedy="pad with 0 in the model")
+            raise ZsuError("pads with a value other than 0", where="pad", remedy="use another model")
         alone = name.startswith("relu") and not self.origins[x].read
         if call.in_place and not alone:
             self.protect(x)  # a ReLU in place that reads x first zeroes only what gets no relevance
