@@ -254,7 +254,7 @@ def test_computed_weights_are_named_with_the_call_that_bakes_them_in(remedy):
     x, target = case(model)
     before = model(x)
     for method in ("paths", "lra-npp", "mask", "boundary-shrink", "zeroed"):
-        with pytest.raises(ZsuError, match=rf"^0.weight: is parametrized.*{remedy}") as found:
+        with pytest.raises(ZsuError, match=rf"^0.weight: is no nn.Parameter, but parametrized.*{remedy}") as found:
             forget(model, x, target, method)
     exec(found.value.remedy.partition(": ")[2], {"torch": torch, "model": model})  # the remedy is true
     torch.testing.assert_close(model(x), before)

@@ -268,6 +268,11 @@ def targets(dataset: Dataset) -> torch.Tensor:
         No ``.targets`` or ``.classes``, or labels that are not 0..C-1.
     """
     check_indexed(dataset)
+    try:
+        hasattr(dataset, "targets")
+    except Exception as error:  # a property may raise any
+        remedy = "mend the data set's own code"
+        raise ZsuError(f".targets cannot be read ({in_one_line(error)})", where="zsu.data", remedy=remedy) from error
     if not hasattr(dataset, "targets") and isinstance(dataset, Subset):
         return targets(dataset.dataset)[subset_indices(dataset)]
     if not hasattr(dataset, "targets") and isinstance(dataset, ConcatDataset):

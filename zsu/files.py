@@ -1,6 +1,7 @@
 """Files and folders of results: all of a file or nothing, and one folder for one set of settings."""
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -39,9 +40,8 @@ def write_atomically(path: str | os.PathLike, write: Callable[[Path], object]) -
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
-        raise ZsuError(
-            f"cannot write this file ({error})", where=str(path), remedy="pass a path in a writable folder"
-        ) from error
+        remedy = "free some space" if error.errno == errno.ENOSPC else "pass a path in a writable folder"
+        raise ZsuError(f"cannot write this file ({error})", where=str(path), remedy=remedy) from error
     finally:
         with contextlib.suppress(OSError):  # it was never written, or is moved
             temporary.unlink()

@@ -62,7 +62,7 @@ def check_weights(model: nn.Module) -> None:
         computed = next(iter(computed_tensors(module).items()), None)
         if computed is not None:
             tensor, remedy = computed
-            what = "is parametrized, that is, computed from other tensors before each pass"
+            what = "is no nn.Parameter, but parametrized, computed before each pass, or a plain tensor"
             where = f"{name}.{tensor}" if name else tensor
             layer = f"model.get_submodule({name!r})"
             raise ZsuError(what, where=where, remedy=f"bake in the weights first: {remedy.format(layer, tensor)}")

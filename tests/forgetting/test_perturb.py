@@ -465,3 +465,20 @@ def test_a_patch_by_hand_whose_values_do_not_fit_writes_nothing(original):
     with pytest.raises(ZsuError, match=r"fc.bias: places and values of the patch do not go together"):
         Patch({"head.bias": good, "fc.bias": wrong}).apply(model)
     assert bits(model) == bits(original)
+
+
+def test_a_module_with_an_extra_state_forgets(x):
+    class Scaled(nn.Linear):
+        def get_extra_state(self):
+            return {"scale": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), Scaled(8, 3)).eval()
+    target = int(model(x).argmax(1).mode().values)
+    edited = forget(model, x[model(x).argmax(1) == target], target, "mask")
+    restored = edited.patch.revert(edited.model)
+    assert bits(dict(restored.named_parameters())) == bits(dict(model.named_parameters()))

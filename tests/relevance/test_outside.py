@@ -581,3 +581,39 @@ def test_axis_is_another_word_for_dim(name):
     second.load_state_dict(first.state_dict())
     x = rand(4, 6)
     assert torch.equal(explain(first, x, 1, TINY).input, explain(second, x, 1, TINY).input)
+
+
+VALUES_THAT_COME_BACK = {
+    "text": lambda y: torch.tensor([[float(f"{v:.17g}") for v in row] for row in y.detach()], dtype=y.dtype),
+    "whole numbers": lambda y: torch.tensor((y * 1e9).to(torch.int64).tolist(), dtype=y.dtype) / 1e9,
+    "truth values": lambda y: torch.tensor((y[..., None] > torch.linspace(0, 5, 501).to(y)).tolist()).sum(-1).to(y),
+    "a list from a thread": lambda y: torch.tensor(in_a_thread(lambda: y.tolist()), dtype=y.dtype),
+}
+
+
+@pytest.mark.parametrize("name", VALUES_THAT_COME_BACK)
+def test_values_that_come_back_as_a_tensor_are_no_constants(name):
+    with pytest.raises(ZsuError, match="joins what relevance flows through|out of sight|without a rule"):
+        explain(residual(lambda m, x: VALUES_THAT_COME_BACK[name](m.b(x).relu())), rand(4, 6), 1, TINY)
+
+
+def test_constants_that_the_model_makes_of_python_numbers_stay_constants():
+    def run(mean):
+        return net(lambda m, x: m.head(m.a(x - mean()).relu()))
+
+    x = rand(4, 6)
+    kept = torch.full((6,), 0.25).double()
+    made = explain(run(lambda: torch.tensor([0.25] * 6).double()), x, 1, TINY)
+    assert torch.equal(made.input, explain(run(lambda: kept), x, 1, TINY).input)
+
+
+def test_hooks_on_nodes_of_the_graph_do_not_change_relevance():
+    def branch(m, x):
+        y = m.b(x).relu()
+        if y.grad_fn is not None:
+            y.grad_fn.register_hook(lambda gradients, _: (2 * gradients[0],))
+        return y
+
+    x = rand(4, 6)
+    right = explain(residual(lambda m, x: m.b(x).relu()), x, 1, TINY).input
+    assert torch.equal(explain(residual(branch), x, 1, TINY).input, right)

@@ -332,9 +332,9 @@ def parameters(model: Weights) -> dict[str, Tensor]:
 
 
 def model_hash(model: Weights) -> str:
-    """sha256 over names, shapes and bytes of the state dict, in the order of the names."""
+    """sha256 over names, shapes and bytes of the tensors of the state dict, in the order of the names."""
     held = model if isinstance(model, Mapping) else model.state_dict()
-    state: dict[str, Any] = {name.replace(COMPILED, ""): t for name, t in held.items()}
+    state: dict[str, Any] = {name.replace(COMPILED, ""): t for name, t in held.items() if isinstance(t, Tensor)}
     digest = hashlib.sha256()
     for name, t in sorted(state.items()):
         digest.update(f"{name}{t.dtype}{tuple(t.shape)}".encode())

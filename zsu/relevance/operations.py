@@ -40,7 +40,9 @@ PLAIN = PER_CHANNEL | RESHAPING | MOVING | REDUCING
 LIKE = {"view_as", "reshape_as", "expand_as", "type_as"}
 # Values leave the tensors, and what follows may depend on them.
 READS = set("item tolist numpy __array__ __float__ __int__ __complex__ __index__ __dlpack__ __deepcopy__".split())
-READS |= set("storage untyped_storage _typed_storage data_ptr".split())
+READS |= set("storage untyped_storage _typed_storage data_ptr __format__ __repr__".split())
+# Make tensors of what may be values that were read somewhere.
+FROM_PYTHON = {"tensor", "as_tensor", "asarray", "frombuffer"}
 SETTING = {"__setitem__", "__set__"}
 # What the gradient passes would go on to the model's own hooks, which may change it; relevance does not.
 BACKWARD = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}

@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ZsuError
-from .operations import Call, flat, tensors_in
+from .operations import FROM_PYTHON, Call, flat, tensors_in
 
 
 class Outside:
@@ -61,7 +61,7 @@ class Outside:
             else:
                 self.held.pop(id(t), None)
                 self.made.pop(t, None)
-        if known and "empty" not in call.name:  # which others fill
+        if known and "empty" not in call.name and call.name not in FROM_PYTHON:  # which others fill, or have filled
             source = next(filter(None, map(self.name, tensors)), "")
             for t in tensors_in((out,)):
                 self.see(t, self.name(t) or source)

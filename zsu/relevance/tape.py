@@ -197,6 +197,8 @@ class Tape(TorchFunctionMode):
             return self.outside.compute(call, [] if flow or sides else tensors)
         if call.name in operations.READS and tensors[0] is args[0]:
             return self.read(call)
+        if call.name == "grad_fn":  # there is none where the model runs by itself; hooks on it would change relevance
+            return None
         if flow and not call.asks:
             call = call.positional()
             self.check(call, flow)
@@ -515,10 +517,8 @@ class Tape(TorchFunctionMode):
 
     def read(self, call: Call) -> Any:
         """What takes values out of a tensor: a number, a list, an array, a place in memory."""
-        x = call.args[0]
-        if x.is_floating_point():  # whole numbers and truth values are constant around almost every x
-            self.outside.reads.append(call.name)
-        return self.aside(call.on(x.detach()), call.name, gate=False)
+        self.outside.reads.append(call.name)
+        return self.aside(call.on(call.args[0].detach()), call.name, gate=False)
 
     def check_unchanged(self, call: Call, side: Side) -> None:
         """Refuse what changes the flow in place and has no rule."""
