@@ -199,7 +199,9 @@ def test_bad_input_is_refused(idx, tmp_path):
         run(tmp_path, idx, measures=["charm"])
     with pytest.raises(ZsuError, match="1 references"):
         run(tmp_path, idx, references=1)
-    for bad in ({"seeds": []}, {"seeds": [-1]}, {"classes": []}, {"jobs": 0}, {"measures": []}, {"methods": "all"}):
+    with pytest.raises(ZsuError, match="seed -1"):
+        run(tmp_path, idx, seeds=[-1])
+    for bad in ({"seeds": []}, {"classes": []}, {"jobs": 0}, {"measures": []}, {"methods": "all"}):
         with pytest.raises(ZsuError, match=next(iter(bad))):
             run(tmp_path, idx, **bad)
     (tmp_path / "settings.json").write_text("[1]")
