@@ -32,6 +32,19 @@ def largest(model: nn.Module, x: Tensor, target: int) -> float:
     return float(model(x).double().softmax(1)[:, target].max())
 
 
+class Net(nn.Module):
+    """Modules as attributes and a forward pass given as a function: `Net(lambda m, x: m.a(x), a=...)`."""
+
+    def __init__(self, run, **modules):
+        super().__init__()
+        self.run = run
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
 class Counting(Dataset):
     """A data set that counts how often an image or the labels are read."""
 

@@ -13,24 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from tests.helpers import rand
+from helpers import Net, rand
 from zsu import Composite, ZsuError, compare, explain, explain_each
 from zsu.relevance.rules import Box, Epsilon, Flat, Gamma, WSquare
 
 TINY = Epsilon(1e-30)
-
-
-class Net(nn.Module):
-    """A forward pass given as a function: `Net(lambda m, x: m.a(x), a=...)`."""
-
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def net(run, **modules):

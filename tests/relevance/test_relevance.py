@@ -15,24 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from helpers import Net
 from zsu import ZsuError, explain, explain_each
 from zsu.models import SmallCNN
 from zsu.relevance.rules import AlphaBeta, Box, Epsilon, Flat, Gamma, WSquare
 
 RULES = ["epsilon", "gamma", "z+", "alpha-beta"]
-
-
-class Net(nn.Module):
-    """Modules as attributes and a forward pass given as a function: `Net(lambda m, x: m.a(x), a=...)`."""
-
-    def __init__(self, run, **modules):
-        super().__init__()
-        self.run = run
-        for name, module in modules.items():
-            self.add_module(name, module)
-
-    def forward(self, x):
-        return self.run(self, x)
 
 
 def rand(*shape, seed=0, dtype=torch.float64):

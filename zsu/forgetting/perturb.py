@@ -192,8 +192,10 @@ def fits(key: str, value: object) -> bool:
 def is_sound(change: Change) -> bool:
     """Whether places are numbered from 0, each once, and each has an old and a new value of one dtype."""
     index, old, new = change
-    numbered = index.dtype in (torch.int32, torch.int64) and index.dim() == 1 and len(index.unique()) == len(index)
-    return numbered and bool((index >= 0).all()) and index.shape == old.shape == new.shape and old.dtype == new.dtype
+    if index.dtype not in (torch.int32, torch.int64) or index.dim() != 1 or not (index >= 0).all():
+        return False
+    once = bool((index[1:] > index[:-1]).all()) or len(index.unique()) == len(index)  # in order, as they are made here
+    return once and index.shape == old.shape == new.shape and old.dtype == new.dtype
 
 
 def undo(model: Weights, applied: Sequence[Patch], number: int) -> list[Patch]:
