@@ -1,6 +1,7 @@
 """Checkpoints as DataParallel, torch.compile, Lightning, timm, torchvision and people write them."""
 
 import argparse
+import copy
 import warnings
 
 import numpy as np
@@ -141,6 +142,42 @@ def test_other_heads_are_left_and_said(tmp_path, resnet):
             assert same_weights(models.load(tmp_path / "m.pt", "resnet18"), resnet)
 
 
+def test_a_head_behind_a_dropout_is_the_head_which_is_said(tmp_path, resnet):
+    fc = {f"fc.1.{name}": t for name, t in resnet.fc.state_dict().items()}
+    state = {name: t for name, t in resnet.state_dict().items() if not name.startswith("fc.")} | fc
+    torch.save(renamed("module.", state), tmp_path / "m.pt")
+    with pytest.warns(UserWarning, match=r"module.fc.1.weight taken for fc.weight; module.fc.1.bias taken for fc.bias"):
+        assert same_weights(models.load(tmp_path / "m.pt", "resnet18"), resnet)
+
+
+def test_a_head_of_two_layers_is_not_taken_for_one(tmp_path, resnet):
+    fc = {"fc.0.weight": torch.zeros(512, 512), "fc.0.bias": torch.zeros(512), "fc.2.weight": resnet.fc.weight,
+          "fc.2.bias": resnet.fc.bias}  # fmt: skip
+    torch.save({n: t for n, t in resnet.state_dict().items() if not n.startswith("fc.")} | fc, tmp_path / "m.pt")
+    with pytest.raises(ZsuError, match="fc.weight: absent in the file"):
+        models.load(tmp_path / "m.pt", "resnet18")
+
+
+def test_a_first_convolution_of_another_size_is_named_alone(tmp_path, resnet):
+    torch.save(resnet.state_dict() | {"conv1.weight": torch.zeros(64, 3, 3, 3)}, tmp_path / "m.pt")
+    with pytest.raises(ZsuError, match=r"1 parameters differ, first conv1.weight: \(64, 3, 3, 3\) in the file"):
+        models.load(tmp_path / "m.pt", "resnet18")
+
+
+@pytest.mark.parametrize("compute", [
+    lambda fc: nn.utils.prune.l1_unstructured(fc, "weight", 0.5), nn.utils.weight_norm,
+    nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal, nn.utils.spectral_norm,
+    lambda fc: fc.register_parameter("lora_A", nn.Parameter(torch.zeros(2, 512))),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated:FutureWarning")
+def test_weights_that_are_stored_as_their_parts_are_to_be_baked_in(tmp_path, resnet, compute):
+    model = copy.deepcopy(resnet)
+    compute(model.fc)
+    torch.save(model.state_dict(), tmp_path / "m.pt")
+    with pytest.raises(ZsuError, match="not one of resnet18: .*bake in the weights that are computed"):
+        models.load(tmp_path / "m.pt", "resnet18")
+
+
 def test_a_deeper_model_is_not_taken_for_a_shallower_one(tmp_path):
     deep = models.build("resnet34", 5, 3).state_dict()
     torch.save(renamed("module.", deep), tmp_path / "m.pt")
@@ -258,3 +295,13 @@ def test_a_patch_fits_an_old_file_with_another_head(tmp_path, resnet):
     found = safetensors.torch.load_file(edited)
     assert found.keys() == state.keys()
     assert torch.equal(found["module.fc.weight"], forgotten.model.fc.weight)
+
+
+def test_what_a_patch_needs_to_know_of_a_file_that_holds_more_is_said(tmp_path, resnet):
+    torch.save(renamed("net.", resnet.state_dict()) | {"fc_aux.weight": torch.zeros(9, 512)}, tmp_path / "file.pt")
+    forget(copy.deepcopy(resnet).eval(), torch.rand(5, 3, 32, 32), 1, "mask").patch.save(tmp_path / "patch")
+    files = tmp_path / "patch", tmp_path / "edited.safetensors", tmp_path / "file.pt"
+    with pytest.raises(ZsuError, match="where the file holds more than the model, give --arch"):
+        write_edited(*files, False, "apply")
+    write_edited(*files, False, "apply", "resnet18")
+    assert files[1].exists()

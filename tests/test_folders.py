@@ -51,6 +51,26 @@ def test_what_programs_leave_behind_is_no_class_and_no_image(tmp_path, place, na
     assert (train.classes, len(train)) == (["cat", "dog"], 4)
 
 
+def test_folders_may_be_as_deep_as_the_system_lets_them(tmp_path):
+    path = f"{write_classes(tmp_path)}/train/cat/deep"
+    for _ in range(1200):  # deeper than Python calls functions
+        path += "/q"
+        os.mkdir(path)
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(f"{path}/last.png")
+    assert len(data.load(tmp_path).train) == 5
+    os.remove(f"{path}/last.png")
+    for _ in range(1200):  # shutil.rmtree calls itself
+        os.rmdir(path)
+        path = path[:-2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(write_classes(tmp_path) / "train" / "cat" / "2.png")
+    with pytest.raises(ZsuError, match=r"2.png: cannot read this image \(ValueError: this is no regular file\)"):
+        [x for x, _ in data.load(tmp_path).train]
+
+
 def test_hidden_files_are_no_images(tmp_path):
     write_classes(tmp_path)
     for name in ("._0.png", ".DS_Store", "Thumbs.db", ".hidden.jpg"):

@@ -23,6 +23,9 @@ AVERAGED = {"ema", "swa", "averaged", "teacher", "shadow"}  # parts of keys: a m
 # Parts of names: DataParallel, torch.compile, and FSDP's.
 WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.(\d)")  # as torchvision named its layers before 0.2
+NUMBER = re.compile(r"\.\d+(?=\.\w+$)")  # of the last module that a name goes through
+# Weights that are stored as what they are computed from: weight_norm, spectral_norm, pruning, parametrizations, LoRA.
+COMPUTED = re.compile(r"(_g|_v|_orig|_mask|\.parametrizations\..*|[._]lora_\w+)$")
 COUNTER = "n_averaged"  # beside the weights of torch's AveragedModel
 # Plain data that PyTorch refuses by itself: options of the command line, and numbers of NumPy.
 SCALAR = np.float64(0).__reduce__()[0]  # makes a number of NumPy from its type and bytes
@@ -147,7 +150,12 @@ def inner_names(state: Mapping[str, Tensor], wanted: Collection[str] = ()) -> di
     else:
         parts = zip(*(name.split(".")[:-2] for name in names), strict=False)
         prefix = "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, parts))
-    return {name[len(prefix) :]: raw for name, raw in names.items() if name.startswith(prefix)}
+    found = {name[len(prefix) :]: raw for name, raw in names.items() if name.startswith(prefix)}
+    for name in set(wanted) - found.keys():  # a head that was put behind a dropout: fc.1.weight
+        inside = [other for other in found if NUMBER.sub("", other) == name]
+        if len(inside) == 1:
+            found[name] = found.pop(inside[0])
+    return found
 
 
 def best_prefix(names: Collection[str], wanted: set[str]) -> str:
@@ -180,6 +188,10 @@ def said(state: Mapping[str, Tensor], names: Mapping[str, str], found: Mapping[s
     around |= {repr(f"{part}.") for raw in names.values() for part in WRAPPERS & set(raw.split("."))}
     if around:
         notes.append(f"names without {', '.join(sorted(around))}")
+    inside = [
+        (raw, name) for name, raw in names.items() if not raw.endswith(name) and NUMBER.sub("", raw).endswith(name)
+    ]
+    notes += [f"{raw} taken for {name}" for raw, name in inside]
     used = set(names.values())
     left = [raw for raw in state if raw not in used]
     if left:
@@ -234,6 +246,10 @@ def check_same_shapes(expected: State, found: State, arch: str, path: str | os.P
         )
         what = f"the checkpoint is not one of {arch}: {len(differing)} parameters differ, first {listed}"
         remedy = "pass the arch, classes and channels that it was trained with, or build the model and fill it yourself"
+        if any(COMPUTED.search(name) for name in held.keys() - wanted.keys()):
+            remedy = (
+                "bake in the weights that are computed before you save: prune.remove, remove_weight_norm, merge LoRA"
+            )
         raise ZsuError(what, where=str(path), remedy=remedy)
 
 

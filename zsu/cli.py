@@ -470,7 +470,13 @@ def write_edited(
         raise ZsuError("the patch would be overwritten", where="--out", remedy="choose another file")
     loaded = zsu.Patch.load(patch)
     arch = arch or loaded.made.get("arch")
-    zsu.models.edit_file(Checkpoint(model).read()[0], out, getattr(loaded, action), arch, trusted=trusted)
+    try:
+        zsu.models.edit_file(Checkpoint(model).read()[0], out, getattr(loaded, action), arch, trusted=trusted)
+    except ZsuError as error:
+        if arch is None and error.where == "Patch.apply":
+            remedy = f"{error.remedy}; where the file holds more than the model, give --arch"
+            raise ZsuError(error.what, where=error.where, remedy=remedy) from error
+        raise
     print(f"written to {out}")
 
 

@@ -56,9 +56,8 @@ def visible(folder: str | Path) -> list[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    return (
-        os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
-    )  # where a link leads to itself: False, no error
+    """Whether this is one, or a link to one; a link that leads to itself is none."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def subfolders(folder: str | Path, above: tuple[Path, ...]) -> list[os.DirEntry[str]]:
@@ -69,14 +68,20 @@ def subfolders(folder: str | Path, above: tuple[Path, ...]) -> list[os.DirEntry[
 
 def image_files(folder: str, above: tuple[Path, ...]) -> list[str]:
     """Paths of the images in a folder and in those below it."""
-    above = (*above, Path(folder).resolve())
-    files = [e.path for e in visible(folder) if not is_folder(e) and is_image_file(e.name)]
-    return files + [path for entry in subfolders(folder, above) for path in image_files(entry.path, above)]
+    files, waiting = [], [(folder, above)]
+    while waiting:
+        here, above = waiting.pop()
+        above = (*above, Path(here).resolve())
+        files += [e.path for e in visible(here) if not is_folder(e) and is_image_file(e.name)]
+        waiting += [(entry.path, above) for entry in subfolders(here, above)]
+    return files
 
 
 def open_image(path: str | os.PathLike) -> Image.Image:
     """A picture in RGB, 8 bits; `ZsuError` with its path where it cannot be read."""
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe would wait for a writer
+            raise ValueError("this is no regular file")
         with Image.open(path) as image:
             return eight_bits(image).convert("RGB")
     except Exception as error:  # Pillow raises many types

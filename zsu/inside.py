@@ -41,6 +41,8 @@ def check_plain(model: nn.Module) -> None:
         script = isinstance(model, torch.jit.ScriptModule)
         remedy = f"pass the plain module {'that it was made of' if script else 'inside it'}"
         raise ZsuError(f"a {type(model).__name__}", where="the model", remedy=remedy)
+    if isinstance(model, torch.fx.GraphModule) and "eval" in vars(model):  # it has no modes
+        raise ZsuError("an exported program", where="the model", remedy="pass the plain module that it was made of")
     lazy = next((n for n, p in model.named_parameters() if nn.parameter.is_lazy(p)), None)
     if lazy is not None:
         raise ZsuError("a lazy parameter has no values yet", where=lazy, remedy="run the model once, then pass it")

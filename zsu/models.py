@@ -280,8 +280,8 @@ def model_for(
                 setattr(model, name, None)
     wanted = model.state_dict()
     names = inner_names(state, wanted)
-    differing = [name for name, t in wanted.items() if name in names and state[names[name]].shape != t.shape]
-    rows = {len(state[names[name]]) for name in differing if state[names[name]].ndim}
+    found = {name: state[names[name]] for name in wanted if name in names}
+    rows = {len(t) for name, t in found.items() if t.ndim and t.shape[:1] != wanted[name].shape[:1]}
     if classes is None and len(rows) == 1 and rows != {guess_classes(state)}:
         return model_for(state, arch, rows.pop(), channels)  # the head is no matrix, or not the last one
     return model, names

@@ -201,6 +201,15 @@ def both(original, samples):
     return forget(original, [samples(3), samples(7)], [3, 7])
 
 
+def test_a_class_that_nothing_speaks_for_is_refused_with_what_helps():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[3].weight[1] = -1.0  # its bias alone makes it win
+        model[3].bias.copy_(torch.tensor([-99.0, 99.0, -99.0]))
+    with pytest.raises(ZsuError, match="no edge serves this class more than the others. use another method"):
+        forget(model, torch.rand(8, 1, 4, 4), 1)
+
+
 def test_two_classes_go_and_the_others_stay(each_class, both, before, by_class):
     one, two = by_class(each_class[3].model), by_class(both.model)
     assert one[3] <= 0.01

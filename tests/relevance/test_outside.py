@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from helpers import Net, rand
-from zsu import Composite, ZsuError, compare, explain, explain_each
+from zsu import Composite, ZsuError, compare, explain, explain_each, find_paths
 from zsu.relevance.rules import Box, Epsilon, Flat, Gamma, WSquare
 
 TINY = Epsilon(1e-30)
@@ -568,6 +568,92 @@ def test_axis_is_another_word_for_dim(name):
     second.load_state_dict(first.state_dict())
     x = rand(4, 6)
     assert torch.equal(explain(first, x, 1, TINY).input, explain(second, x, 1, TINY).input)
+
+
+ZERO = torch.tensor(0.0).double()
+RELU = {
+    "clamp": lambda y: y.clamp(min=0), "clamp to a box": lambda y: torch.clamp(y, 0, 1e3),
+    "clip": lambda y: y.clip(0), "clamp_": lambda y: y.clamp_(min=0), "clamp_min": lambda y: y.clamp_min(0),
+    "clamp by a tensor": lambda y: y.clamp(min=ZERO), "maximum": lambda y: torch.maximum(y, ZERO),
+    "threshold": lambda y: F.threshold(y, 0, 0), "nan_to_num": lambda y: y.relu().nan_to_num(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", [TINY, Gamma(0.3), "z+"])
+@pytest.mark.parametrize("name", RELU)
+def test_a_relu_in_other_words(name, rule):
+    x = rand(4, 6)
+    expected = explain(net(lambda m, x: m.head(m.b(m.a(x).relu()).relu())), x, 1, rule)
+    found = explain(net(lambda m, x: m.head(RELU[name](m.b(RELU[name](m.a(x)))))), x, 1, rule)
+    assert (found.input - expected.input).abs().max() <= 1e-12
+    assert all((found.nodes[n] - r).abs().max() <= 1e-12 for n, r in expected.nodes.items())
+
+
+@pytest.mark.parametrize(
+    "bend", [lambda y: y.clamp(min=0.1), lambda y: torch.maximum(y, ZERO + 1), lambda y: y.clamp(max=-1)]
+)
+def test_what_is_not_zero_at_zero_is_refused_in_other_words_too(bend):
+    with pytest.raises(ZsuError, match="(clamp|maximum)' is not 0 at 0"):
+        explain(net(lambda m, x: m.head(bend(m.a(x)))), rand(4, 6), 1, TINY)
+
+
+@pytest.mark.parametrize("both", [torch.maximum, torch.minimum, lambda a, b: a.clamp(min=b)])
+def test_the_larger_of_two_flows_is_refused_by_name(both):
+    with pytest.raises(ZsuError, match="maximum|minimum|clamp"):
+        explain(net(lambda m, x: m.head(both(m.a(x), m.b(m.a(x))))), rand(4, 6), 1, TINY)
+
+
+SAME = {
+    "t": lambda y: y.t().t(), "hstack": lambda y: torch.hstack([y[:, :3], y[:, 3:]]),
+    "ravel": lambda y: torch.stack([row.ravel() for row in y]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_values_that_are_moved_in_other_words(name):
+    x = rand(4, 6)
+    expected, found = (
+        explain(net(lambda m, x: m.head(move(m.a(x).relu()))), x, 1, TINY)  # noqa: B023
+        for move in (lambda y: y, SAME[name])
+    )
+    assert torch.equal(found.input, expected.input)
+    assert np.array_equal(find_paths(found, k=20).probability, find_paths(expected, k=20).probability)
+
+
+LARGEST = {
+    "amax": lambda y: y.amax((2, 3)), "max": lambda y: y.flatten(2).max(2).values,
+    "torch.max": lambda y: torch.max(y.flatten(2), -1)[0], "keepdim": lambda y: y.amax((2, 3), keepdim=True).flatten(1),
+    "with places": lambda y: F.adaptive_max_pool2d(y, 1, return_indices=True)[0].flatten(1),
+    "max_pool2d with places": lambda y: F.max_pool2d(y, y.shape[2:], return_indices=True)[0].flatten(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGEST)
+def test_the_largest_value_in_other_words(name):
+    def run(pool):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            conv = nn.Conv2d(2, 8, 3)
+        return net(lambda m, x: m.head(pool(m.conv(x).relu())), conv=conv)
+
+    x = rand(4, 2, 6, 6)
+    expected = explain(run(lambda y: F.adaptive_max_pool2d(y, 1).flatten(1)), x, 1)
+    found = explain(run(LARGEST[name]), x, 1)
+    assert torch.equal(found.input, expected.input)
+    assert find_paths(found, k=20).nodes.tolist() == find_paths(expected, k=20).nodes.tolist()
+
+
+@pytest.mark.parametrize("rule", [TINY, Gamma(0.3), "z+"])
+def test_layers_that_take_one_sample_after_the_other(rule):
+    """Each call is a layer of its own, with vectors for inputs."""
+    x = rand(4, 6)
+    expected = explain(net(lambda m, x: m.head(m.b(m.a(x).relu()).relu())), x, 1, rule)
+    found = explain(net(lambda m, x: torch.stack([m.head(m.b(row).relu()) for row in m.a(x).relu()])), x, 1, rule)
+    assert (found.input - expected.input).abs().max() <= 1e-12
+    calls = [found.nodes[name] for name in ("b", "b#2", "b#3", "b#4")]
+    assert (torch.cat(calls) - expected.nodes["b"]).abs().max() <= 1e-12
+    assert abs(sum(found.edges[n] for n in ("b", "b#2", "b#3", "b#4")) - expected.edges["b"]).max() <= 1e-12
+    assert found.ledger["gap"].abs().max() <= 1e-9
 
 
 VALUES_THAT_COME_BACK = {

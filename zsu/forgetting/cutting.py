@@ -97,7 +97,8 @@ class CutPaths(Perturbing):
         one = torch.zeros_like(logits)
         one[:, target] = 1
         own, others = explain_each(model, x, [one, 1 - one], "z+")
-        edges = find_specific_edges(own, others)
+        led = own.input.any() and others.input.any()  # by positive weights, from the logits to the input
+        edges = find_specific_edges(own, others) if led else no_rows()
         if edges.empty:
             what = "no edge serves this class more than the others"
             raise ZsuError(what, where="forget", remedy="use another method")

@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverloadPacket
+
+from ..errors import is_integer
 
 CONV = {"conv1d", "conv2d", "conv3d"}
 CONV_TRANSPOSE = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
@@ -25,16 +28,19 @@ PER_CHANNEL = set(
 )
 # f(0) = 0, bending elsewhere: R goes through whole.
 BENDING = set("relu6 hardtanh hardtanh_ gelu silu elu elu_ selu selu_ celu celu_ mish hardswish tanh tanh_".split())
-BENDING |= set("softsign tanhshrink hardshrink softshrink".split())
+BENDING |= set(
+    "softsign tanhshrink hardshrink softshrink threshold _threshold threshold_ maximum minimum nan_to_num".split()
+)
+BENDING |= set("clamp clamp_ clip clip_ clamp_min clamp_min_ clamp_max clamp_max_".split())
 # Values stay, axes move.
-RESHAPING = set("flatten reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
+RESHAPING = set("flatten ravel reshape view unflatten squeeze unsqueeze view_as reshape_as".split())
 PERMUTING = set("permute transpose movedim moveaxis swapaxes swapdims".split())
 ALONG_AXES = PERMUTING | set("roll flip repeat tile".split())
 MOVING = ALONG_AXES | set(
     "expand expand_as broadcast_to chunk split tensor_split unbind select narrow index_select __getitem__ pad "
     "repeat_interleave channel_shuffle pixel_shuffle pixel_unshuffle".split()
 )
-REDUCING = {"mean", "sum"}
+REDUCING = {"mean", "sum", "amax"}
 PLAIN = PER_CHANNEL | RESHAPING | MOVING | REDUCING
 # The second tensor gives its shape or type alone.
 LIKE = {"view_as", "reshape_as", "expand_as", "type_as"}
@@ -88,6 +94,14 @@ class Call(NamedTuple):
         kwargs = dict(self.kwargs)
         first, second = ((kwargs.pop(name),) if name in kwargs else () for name in ("input", "other"))
         return self._replace(args=(*first, *self.args, *second), kwargs=kwargs)
+
+    def in_known_words(self) -> Call:
+        """By a name that has a rule: x.t() as a transpose, x.max(1) and pools that tell the places too as others."""
+        if self.name in ("t", "mT") or (self.name == "T" and self.args[0].dim() == 2):
+            return Call(torch.transpose, "transpose", (self.args[0], -2, -1), {})
+        if self.name == "max" and is_integer(self.argument(1, "dim")):
+            return self._replace(name="amax")
+        return self._replace(name=self.name.removesuffix("_with_indices"))
 
     def changes(self, t: Tensor) -> bool:
         """Whether it changes t in place."""

@@ -133,7 +133,8 @@ def of_samples(t: Tensor, samples: int) -> Tensor:
 
 def over_samples(t: Tensor, axes: Axes) -> Tensor:
     """(K,): the sum of all but the channels."""
-    return t.sum([axis for axis in range(t.dim()) if axis != axes[1]])
+    others = [axis for axis in range(t.dim()) if axis != axes[1]]
+    return t.sum(others) if others else t  # torch sums over all axes where none is named
 
 
 def total(t: Tensor) -> float:

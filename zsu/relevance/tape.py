@@ -217,7 +217,7 @@ class Tape(TorchFunctionMode):
 
     def dispatch(self, call: Call, flow: list[Tensor]) -> Any:
         """What the model gets for the call."""
-        func, name, args, kwargs = call
+        func, name, args, kwargs = call = call.in_known_words()
         if name in operations.CONV or name in operations.CONV_TRANSPOSE:
             return self.convolution(call, *args, **kwargs)
         if name in ("linear", "batch_norm", "layer_norm", "group_norm"):
@@ -233,9 +233,9 @@ class Tape(TorchFunctionMode):
         if name in ("cat", "concat", "concatenate", "stack"):
             kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
             return (self.stack if name == "stack" else self.cat)(*args, **kwargs)
-        if name == "mT" or (name == "T" and args[0].dim() == 2):
-            return self.other(Call(torch.transpose, "transpose", (*args[:1], -2, -1), {}), flow)
-        if name in operations.BENDING:
+        if name == "hstack":
+            return self.cat(args[0], min(1, args[0][0].dim() - 1))
+        if name in operations.BENDING and len(flow) == 1 and flow[0] is args[0]:
             return self.bending(call)
         if name in operations.GATES_AND_MASKS:
             return self.gate(call)

@@ -61,7 +61,8 @@ class Linear:
         return F.linear(x, w)
 
     def backward(self, c: Tensor, x: Tensor, w: Tensor, edges: bool) -> tuple[Tensor, Tensor | None]:
-        return c @ w, self.edges(c.flatten(0, -2), x.flatten(0, -2), w) if edges else None  # (..., K) -> (M, K)
+        rows_c, rows_x = c.reshape(-1, c.shape[-1]), x.reshape(-1, x.shape[-1])  # (..., K) -> (M, K)
+        return c @ w, self.edges(rows_c, rows_x, w) if edges else None
 
     def edges(self, c: Tensor, x: Tensor, w: Tensor) -> Tensor:
         """w * (c^T x), of c (M, K) and x (M, J)."""
