@@ -268,7 +268,7 @@ def test_a_rule_of_ones_own_in_ten_lines():
     class Absolute(Rule):
         """R_j = sum_k |x_j w_jk| R_k / sum_i |x_i w_ik|."""
 
-        def __call__(self, R, z, b, nonnegative):
+        def __call__(self, R, z, b, signs):
             return [("|x|", torch.abs)], [(R, [1.0], None)]
 
     x, w = torch.tensor([[3.0, -1.0]]).double(), torch.tensor([[2.0, 4.0]]).double()
@@ -679,7 +679,7 @@ def test_a_rule_derived_from_epsilon_is_asked_and_not_taken_for_it():
     class Bare(Epsilon):
         """Without the bias in the denominator."""
 
-        def __call__(self, R, z, b, nonnegative):
+        def __call__(self, R, z, b, signs):
             return [("x", same)], [(R, [1.0], None)]
 
     model = nn.Linear(1, 1).double().eval()
@@ -697,7 +697,7 @@ def test_a_rule_derived_from_epsilon_is_asked_and_not_taken_for_it():
 )
 def test_rules_of_ones_own_that_are_refused(bases, coefficients, match):
     class Own(Rule):
-        def __call__(self, R, z, b, nonnegative):
+        def __call__(self, R, z, b, signs):
             return bases, [(R, coefficients, None)]
 
     with pytest.raises(ZsuError, match=match):
@@ -706,7 +706,7 @@ def test_rules_of_ones_own_that_are_refused(bases, coefficients, match):
 
 def test_a_rule_of_negative_inputs_alone_where_there_are_none():
     class Own(Rule):
-        def __call__(self, R, z, b, nonnegative):
+        def __call__(self, R, z, b, signs):
             return [("-", torch.abs)], [(R, [1.0], None)]
 
     assert explain(nn.Sequential(nn.Linear(2, 3)).double().eval(), rand(2, 2).abs(), 1, Own()).input.abs().max() == 0

@@ -27,7 +27,7 @@ from ..inside import (
     uncompiled,
 )
 from ..models import count_outputs
-from ..relevance.checks import check_input, output_weights
+from ..relevance.checks import as_target, check_input, output_weights
 from .cutting import CutPaths
 from .methods import BiasShift, Edit, Mask, Method, Zeroed, no_rows
 from .neurons import HeadNpp, LraNpp, Random
@@ -261,7 +261,7 @@ def answers(model: nn.Module, x: Tensor, where: str | None = None) -> Tensor:
 
 def count_unrecognised(logits: Tensor, target: int) -> int:
     """Number of samples that the model does not take for the class; `ZsuError` where that is all of them."""
-    output_weights(logits, target)  # refuses a target that is no class
+    output_weights(logits, as_target(target, logits))  # refuses a target that is no class
     if logits.shape[1] == 1:
         remedy = "give it a logit for each of two classes"
         raise ZsuError("the model has one class, and no other to answer", where="forget", remedy=remedy)

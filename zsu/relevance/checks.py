@@ -1,13 +1,16 @@
 """What `explain` checks: the images, the target, the number of a channel; of the model and its logits: `zsu.inside`."""
 
+from math import isfinite
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import ZsuError, is_integer
 
 
-def check_input(model: nn.Module, x: Tensor) -> None:
-    """Refuse what is not a finite batch of the model's dtype and device."""
+def check_input(model: nn.Module, x: Tensor) -> bool:
+    """Refuse what is not a finite batch of the model's dtype and device; whether no value of it is below 0."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise ZsuError(f"x is {kind}", where="x", remedy="pass a floating-point tensor (N, C, H, W)")
@@ -20,27 +23,49 @@ def check_input(model: nn.Module, x: Tensor) -> None:
     if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
         what = f"x is {x.dtype} on {x.device}, the model is {like.dtype} on {like.device}"
         raise ZsuError(what, where="x", remedy="move one to the other with .to(...)")
-    if not x.isfinite().all():
+    lowest, highest = torch.stack(x.aminmax()).tolist()  # NaN where any value is
+    if not (isfinite(lowest) and isfinite(highest)):
         raise ZsuError("x contains NaN or infinity", where="x", remedy="clean the input")
+    return lowest >= 0
 
 
-def output_weights(logits: Tensor, target: int | Tensor) -> Tensor:
-    """Weights (N, classes) with logits * weights = relevance of the outputs, after a check of the target."""
-    n, classes = logits.shape
+class Target(NamedTuple):
+    """What is explained, checked as far as can be without the logits."""
+
+    given: Tensor  # on the device of the model: int64 (N,) classes, or a floating seed (N, classes)
+    lowest: int = 0  # of the classes
+    highest: int = 0
+
+
+def as_target(target: int | Tensor, x: Tensor) -> Target:
+    """The target for samples x; `ZsuError` for what can be none."""
+    n, remedy = len(x), "pass a class, classes (N,), or a finite floating seed (N, classes)"
     try:
-        target = torch.as_tensor(target, device=logits.device)
+        given = torch.as_tensor(target)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ZsuError(f"target is {target!r}", where="target", remedy="pass the index of a class") from error
-    if target.is_floating_point() and target.shape == logits.shape and target.isfinite().all():
-        return target.to(logits.dtype) / torch.where(logits == 0, 1, logits)
-    whole = not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
-    if not whole or target.dim() > 1 or target.numel() not in (1, n):
-        remedy = "pass a class, classes (N,), or a finite floating seed (N, classes)"
-        raise ZsuError(f"target is {target.dtype} {tuple(target.shape)}", where="target", remedy=remedy)
-    if target.min() < 0 or target.max() >= classes:
-        wrong = target.min() if target.min() < 0 else target.max()
-        raise ZsuError(f"class {int(wrong)} of {classes}", where="target", remedy=f"use 0 to {classes - 1}")
-    return torch.zeros_like(logits).scatter_(1, target.long().expand(n)[:, None], 1.0)
+    seed = given.is_floating_point() and given.dim() == 2 and len(given) == n and bool(given.isfinite().all())
+    if seed:
+        return Target(given.to(x.device))
+    whole = not (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool)
+    if not whole or given.dim() > 1 or given.numel() not in (1, n):
+        raise ZsuError(f"target is {given.dtype} {tuple(given.shape)}", where="target", remedy=remedy)
+    lowest, highest = torch.stack(given.long().aminmax()).tolist()
+    return Target(given.long().expand(n).to(x.device), lowest, highest)
+
+
+def output_weights(logits: Tensor, target: Target) -> Tensor:
+    """Weights (N, classes) with logits * weights = relevance of the outputs, after a check of the target."""
+    given, classes = target.given, logits.shape[1]
+    if given.is_floating_point():
+        if given.shape != logits.shape:
+            what, remedy = f"the seed is {tuple(given.shape)}", f"pass one of {tuple(logits.shape)}, as the logits are"
+            raise ZsuError(what, where="target", remedy=remedy)
+        return given.to(logits.dtype) / torch.where(logits == 0, 1, logits)
+    if target.lowest < 0 or target.highest >= classes:
+        wrong = target.lowest if target.lowest < 0 else target.highest
+        raise ZsuError(f"class {wrong} of {classes}", where="target", remedy=f"use 0 to {classes - 1}")
+    return torch.zeros_like(logits).scatter_(1, given[:, None], 1.0)
 
 
 def unrelated(reads: list[str]) -> ZsuError:

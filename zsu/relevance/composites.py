@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
+from torch import Tensor
+
 from ..errors import ZsuError, warn
 from .layers import Step
 from .rules import RULES, AlphaBeta, Box, Flat, Gamma, Rule, as_rule
@@ -35,10 +37,16 @@ class Composite:
     last: Rule | str | None = None
     names: Mapping[str, Rule | str] = field(default_factory=dict)
 
-    def assign(self, steps: Sequence[Weighted], last: Step | None) -> None:
-        """Give each layer its rule; `ZsuError` for a name that no layer has and for unknown rules."""
+    def check(self, x: Tensor) -> None:
+        """`ZsuError` for what names no layers, unknown rules, and inputs of the model that a rule does not take."""
         if not isinstance(self.names, Mapping) or not all(isinstance(name, str) for name in self.names):
             raise ZsuError(f"names are {self.names!r}", where="Composite", remedy="map names of layers to rules")
+        for rule in (self.conv, self.linear, self.norm, self.first, self.last, *self.names.values()):
+            if rule is not None:
+                as_rule(rule).check(x)
+
+    def assign(self, steps: Sequence[Weighted], last: Step | None) -> None:
+        """Give each layer its rule; `ZsuError` for a name that no layer has."""
         unused = dict(self.names)
         for step in steps:
             rule = self.norm if step.op.groups == 0 else self.linear if step.layer.kind == "linear" else self.conv
@@ -52,7 +60,6 @@ class Composite:
                     unused.pop(pattern, None)
             step.rule = as_rule(rule)
             if step.origin.front and step.origin.is_input:
-                step.rule.check(step.replay.input)
                 step.rule = step.rule.behind(step.origin.front.of, step.replay.input)
         self.check_places(steps, last)
         if unused:

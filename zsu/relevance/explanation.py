@@ -9,7 +9,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from ..errors import ZsuError, check_flag
 from ..inside import HOOKS, check_finite, check_logits, check_model, logits_of, run, uncompiled
-from .checks import check_channel, check_input, output_weights
+from .checks import as_target, check_channel, check_input, output_weights
 from .composites import Rules, as_composite
 from .layers import Layer
 from .result import Relevance
@@ -95,8 +95,7 @@ def explain_each(
     """
     if not isinstance(targets, Sequence) or not targets:
         raise ZsuError(f"targets is {targets!r}", where="explain_each", remedy="pass a list of targets")
-    with recording(model, x, rules, edges, attention) as tape:
-        weights = [output_weights(tape.logits.detach(), target) for target in targets]
+    with recording(model, x, targets, rules, edges, attention) as (tape, weights):
         results = [tape.backward(weight, last=weight is weights[-1]) for weight in weights]
     for result in results:
         result.warn_if_unsound()
@@ -111,7 +110,7 @@ def explain_contrast(model: nn.Module, x: Tensor, target: int, rules: Rules = "z
     check_input(model, x)
     with torch.no_grad():
         logits = logits_of(model, x.clone())  # a model may change its input in place
-    output_weights(logits, target)  # refuses a target that is no class
+    output_weights(logits, as_target(target, x))  # refuses a target that is no class
     if logits.shape[1] == 1:
         raise ZsuError(
             "the model has one class", where="explain_contrast", remedy="call explain, there is no runner-up"
@@ -153,8 +152,7 @@ def explain_paths(
         A path that does not lead from the logits to the input, or with a channel that there is not; and what `explain`
         refuses.
     """
-    with recording(model, x, rules, taps=True) as tape:
-        weights = output_weights(tape.logits.detach(), target)
+    with recording(model, x, [target], rules, taps=True) as (tape, (weights,)):
         layers = layers_by_name(tape, weights)
         maps = [tape.along(find_path(path, layers, tape), weights) for path in paths]
     return torch.stack(maps) if maps else x.new_zeros(0, *x.shape)
@@ -167,8 +165,8 @@ def activations(model: nn.Module, x: Tensor, channels: Iterable[tuple[str, int]]
     -------
     Tensor (N, number of channels)
     """
-    with recording(model, x, "epsilon", taps=True) as tape:
-        layers = layers_by_name(tape, torch.ones_like(tape.logits))
+    with recording(model, x, [0], "epsilon", taps=True) as (tape, (weights,)):
+        layers = layers_by_name(tape, torch.ones_like(weights))
         columns = []
         for name, channel in channels:
             _, axes, z = tape.taps[find_layer(name, channel, layers, tape)]
@@ -179,9 +177,19 @@ def activations(model: nn.Module, x: Tensor, channels: Iterable[tuple[str, int]]
 
 @contextmanager
 def recording(
-    model: nn.Module, x: Tensor, rules: Rules, edges: bool = False, attention: str = "cp-lrp", taps: bool = False
-) -> Iterator[Tape]:
-    """The tape of a forward pass, with a rule for each layer, after the checks; it is replayed in the with block."""
+    model: nn.Module,
+    x: Tensor,
+    targets: Sequence[int | Tensor],
+    rules: Rules,
+    edges: bool = False,
+    attention: str = "cp-lrp",
+    taps: bool = False,
+) -> Iterator[tuple[Tape, list[Tensor]]]:
+    """The tape of a forward pass, with a rule for each layer, and the weights of the logits for each target.
+
+    It is replayed in the with block. Values are read on the host in the checks before it and, whether the logits are
+    finite, after it; in between nothing waits for the device.
+    """
     if not isinstance(attention, str) or attention not in ("cp-lrp", "attnlrp"):
         raise ZsuError(f"attention {attention!r}", where="explain", remedy="use 'cp-lrp' or 'attnlrp'")
     if any(isinstance(mode, Tape) for mode in _get_current_function_mode_stack()):
@@ -190,17 +198,19 @@ def recording(
     check_flag("edges", edges, "explain")
     model = uncompiled(model)
     check_model(model)
-    check_input(model, x)
+    nonnegative, composite = check_input(model, x), as_composite(rules)
+    composite.check(x)
+    aims = [as_target(target, x) for target in targets]
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         tape = Tape(model, bool(edges), attention, taps)
         with torch.autograd.graph.disable_saved_tensors_hooks(HOOKS):
-            logits = tape.record(x, lambda first: run(model, first))
+            logits = tape.record(x, lambda first: run(model, first), nonnegative)
             check_logits(model, logits, x)
-            check_finite(model, logits)
             tape.check_flow(lambda first: run(model, first))
         last = tape.steps.get(tape.origins[logits].layer)  # of the layer whose direct output is the logits
-        as_composite(rules).assign(tape.weighted_steps(), last)
-        yield tape
+        composite.assign(tape.weighted_steps(), last)
+        yield tape, [output_weights(logits.detach(), aim) for aim in aims]
+        check_finite(model, logits)
 
 
 def layers_by_name(tape: Tape, weights: Tensor) -> dict[str, Layer]:

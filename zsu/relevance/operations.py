@@ -18,6 +18,7 @@ CONV_TRANSPOSE = {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
 WITH_WEIGHTS = CONV | CONV_TRANSPOSE | set("linear batch_norm layer_norm group_norm prelu".split())
 ADD = set("add add_ __add__ __radd__ __iadd__".split())
 SUBTRACT = set("sub sub_ __sub__ __isub__ subtract subtract_".split())
+RELU = {"relu", "relu_"}
 # f(x) = a(x) * x with a(x) constant around x, or linear in x, channel by channel: gradient times input is exact.
 PER_CHANNEL = set(
     "relu relu_ leaky_relu leaky_relu_ prelu rrelu dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .channels import channel_axis, einsum_letters, padded_axes, sources_after
 from .layers import Layer
-from .operations import MATMUL, MAY_TURN_NEGATIVE, MOVING, PERMUTING, REDUCING, RESHAPING, SCALING, Call, as_list
+from .operations import MATMUL, MAY_TURN_NEGATIVE, MOVING, PERMUTING, REDUCING, RELU, RESHAPING, SCALING, Call, as_list
 from .sums import Axes
 
 
@@ -46,6 +46,12 @@ class Origin:
     layer: Layer | None = None  # whose direct output it is
     front: Front | None = None  # where no layer stands between the model's input and it
     read: bool = False  # by an operation
+    only_relus: bool = True  # read it
+
+    @property
+    def rectified(self) -> bool:
+        """Whether a ReLU reads it, and nothing else does."""
+        return self.read and self.only_relus
 
     @property
     def is_input(self) -> bool:
@@ -60,7 +66,7 @@ def origins_after(call: Call, origin: Origin, x: Tensor, outs: list[Tensor], sam
     found = [origin.sources] * len(outs)
     if origin.sources is not None:
         found = sources_after(call, origin.sources, x, outs, mixed, axes[1])
-    nonnegative = call.name in ("relu", "relu_") or (origin.nonnegative and call.name not in MAY_TURN_NEGATIVE)
+    nonnegative = call.name in RELU or (origin.nonnegative and call.name not in MAY_TURN_NEGATIVE)
     front = origin.front and origin.front.then(*front_of(call, x, outs[0]))
     return [
         Origin((axes[0], channel_axis(s, axes[1])), s, nonnegative, out._version, front=front)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import warn
 from .layers import Share
-from .sums import total
+from .sums import on_host, total
 
 EXPLODES = 1e4  # times the relevance handed to the outputs
 STAYS = 0.1  # share of the relevance, kept by stabilisers
@@ -103,14 +103,17 @@ class Relevance:
 
     def warn_if_unsound(self) -> None:
         """Relevance of both signs that cancels to the right sum, or stays with the stabiliser, says little."""
-        kept = sum(abs(float(row.stabiliser)) for row in self.rows) / (float(self.seed.abs().sum()) + 1e-300)
+        numbers = [number for row in self.rows for number in (row.stabiliser, row.magnitude)]
+        handed, *numbers = on_host([self.seed.abs().sum(), *numbers])
+        magnitudes = numbers[1::2]
+        kept = sum(map(abs, numbers[::2])) / (handed + 1e-300)
         if kept > STAYS:
             warn(
                 f"the stabilisers keep {100 * kept:.0f} % of the relevance; use a smaller epsilon, as in Epsilon(1e-9)"
             )
-        worst = max(self.rows[1:], key=self.amplification, default=None)  # None: the input alone
-        if worst and self.amplification(worst) > EXPLODES:
+        worst = max(range(1, len(magnitudes)), key=magnitudes.__getitem__, default=0)  # 0: the input alone
+        if worst and magnitudes[worst] > EXPLODES * handed > 0:
             warn(
-                f"relevance explodes: at {worst.name}, sum |R| is {self.amplification(worst):.1e} times that of the "
-                "outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
+                f"relevance explodes: at {self.rows[worst].name}, sum |R| is {magnitudes[worst] / handed:.1e} times that "
+                "of the outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
             )

@@ -3,13 +3,13 @@
 A weighted layer computes z_k = sum_j x_j w_jk + b_k. A rule names modified copies of the layer, its *bases*, and splits
 the outgoing relevance R (the shape of z) into *portions* that flow along sums of them:
 
-    rule(R, z, b, nonnegative)  ->  bases, portions
+    rule(R, z, b, signs)  ->  bases, portions
     bases    = [(part, change), ...]              part: what a base sees of the input, change(w): its weights
     portions = [(share of R, [coefficient of each base], bias), ...]
 
 ``part`` is ``"x"``, ``"|x|"``, ``"+"`` for max(x, 0), ``"-"`` for min(x, 0), or a constant (number or tensor) that
-stands in for the input; ``nonnegative`` says that no x is below 0. The engine (:mod:`zsu.relevance.layers`) computes
-zr = sum_m coefficient_m (part_m change_m(w)) + bias for every portion, and hands
+stands in for the input; ``signs`` is what the layer's place says of signs. The engine (:mod:`zsu.relevance.weighted`)
+computes zr = sum_m coefficient_m (part_m change_m(w)) + bias for every portion, and hands
 
     R_j <- sum_k sum_m coefficient_m part_m,j change_m(w)_jk  share_k / (zr_k + sign(zr_k) epsilon).
 
@@ -22,6 +22,7 @@ for inputs of both signs the generalised gamma rule of Anders et al. (2021), arX
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +36,22 @@ Portion = tuple[Tensor, list[float], Tensor | None]
 Split = tuple[list[Base], list[Portion]]
 
 
+class Signs(NamedTuple):
+    """What is known of the signs at a layer from what stands around it, without a look at values."""
+
+    positive_inputs: bool  # no x is below 0
+    rectified: bool  # a ReLU alone reads z, so that no relevance arrives where z is below 0
+
+
 def same(w: Tensor) -> Tensor:
     """w: the layer as it is."""
     return w
+
+
+def like(x: Tensor, value: float | Tensor) -> Tensor:
+    """The value in the shape of x, on its device and of its dtype; a number is not sent there."""
+    t = value.to(x) if isinstance(value, Tensor) else x.new_full((), value)
+    return t.expand_as(x)
 
 
 def positive(t: Tensor) -> Tensor:
@@ -68,7 +82,7 @@ class Rule:
             what, remedy = f"epsilon is {self.epsilon!r}", "use a finite number above 0"
             raise ZsuError(what, where=type(self).__name__, remedy=remedy)
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         """Bases and portions, see the module's docstring."""
         raise NotImplementedError
 
@@ -86,7 +100,7 @@ class Epsilon(Rule):
 
     epsilon: float = 1e-6
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         return [("x", same)], [(R, [1.0], b)]
 
 
@@ -110,16 +124,14 @@ class Gamma(Rule):
         if not is_number(self.gamma) or self.gamma < 0:
             raise ZsuError(f"gamma is {self.gamma!r}", where="Gamma", remedy="use a finite number of at least 0")
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         gamma, half = self.gamma, self.gamma / 2
-        below = torch.where(z < 0, R, 0)
-        one_sign = not below.any()  # under a ReLU no relevance arrives where z < 0
         above_bias, below_bias = (None if b is None else b + gamma * clip(b) for clip in (positive, negative))
-        if one_sign and nonnegative:  # w + gamma w+ is 1 + gamma times a leaky ReLU of w
+        if signs == (True, True):  # w + gamma w+ is 1 + gamma times a leaky ReLU of w
             return [("x", lambda w: F.leaky_relu(w, 1 / (1 + gamma)))], [(R, [1 + gamma], above_bias)]
-        portions = [(R if one_sign else torch.where(z > 0, R, 0), [1 + half, half], above_bias)]
-        if not one_sign:
-            portions.append((below, [1 + half, -half], below_bias))
+        portions = [(R if signs.rectified else torch.where(z > 0, R, 0), [1 + half, half], above_bias)]
+        if not signs.rectified:
+            portions.append((torch.where(z < 0, R, 0), [1 + half, -half], below_bias))
         return [("x", same), ("|x|", torch.abs)], portions
 
 
@@ -143,7 +155,7 @@ class AlphaBeta(Rule):
             what = f"alpha={self.alpha!r}, beta={self.beta!r} do not keep the sum of relevance"
             raise ZsuError(what, where="AlphaBeta", remedy="choose beta >= 0 and alpha = 1 + beta")
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         up_bias, down_bias = (None, None) if b is None else (positive(b), negative(b))
         up = (self.alpha * R, [1.0, 1.0, 0.0, 0.0], up_bias)
         down = (-self.beta * R, [0.0, 0.0, 1.0, 1.0], down_bias)
@@ -178,7 +190,7 @@ class Box(Rule):
     def ends(self, x: Tensor) -> list[Tensor]:
         """The least and the greatest value for each of the inputs x, like it."""
         try:
-            return [torch.as_tensor(t, dtype=x.dtype, device=x.device).expand_as(x) for t in (self.low, self.high)]
+            return [like(x, t) for t in (self.low, self.high)]
         except (TypeError, ValueError, RuntimeError) as error:
             what, remedy = f"from {self.low!r} to {self.high!r}", "pass numbers, or tensors of shape (1, C, 1, 1)"
             raise ZsuError(what, where="Box", remedy=remedy) from error
@@ -188,7 +200,7 @@ class Box(Rule):
         ends = [front(end) for end in self.ends(x)]
         return replace(self, low=torch.minimum(*ends), high=torch.maximum(*ends))
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         return [("x", same), (self.low, positive), (self.high, negative)], [(R, [1.0, -1.0, -1.0], None)]
 
 
@@ -196,7 +208,7 @@ class Box(Rule):
 class WSquare(Rule):
     """w^2, for inputs without bounds: R_j = sum_k w_jk^2 R_k / (sum_i w_ik^2 + b_k^2). Montavon et al. (2017), 4.1."""
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         return [(1.0, torch.square)], [(R, [1.0], None if b is None else b**2)]
 
 
@@ -204,7 +216,7 @@ class WSquare(Rule):
 class Flat(Rule):
     """Every input in reach gets the same. Lapuschkin et al. (2019), supplement."""
 
-    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, nonnegative: bool) -> Split:
+    def __call__(self, R: Tensor, z: Tensor, b: Tensor | None, signs: Signs) -> Split:
         return [(1.0, torch.ones_like)], [(R, [1.0], None)]
 
 

@@ -5,6 +5,8 @@ over memory once, where torch takes a dozen passes, for tensors on a CPU; for ot
 Tests hold both to the same numbers.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numba import njit
@@ -30,7 +32,7 @@ def over(portion: Tensor, zr: Tensor, epsilon: float, axes: Axes) -> tuple[Tenso
     stabiliser keeps.
     """
     if not fits(axes, zr, portion):
-        stabiliser = torch.where(zr < 0, zr.new_tensor(-epsilon), epsilon)
+        stabiliser = torch.where(zr < 0, zr.new_full((), -epsilon), epsilon)
         c = portion / (zr + stabiliser)
         return c, over_samples(c, axes), inner(c, stabiliser)
     c, sums, kept, last = torch.empty_like(zr), *per_sample(zr, axes, 1)
@@ -140,6 +142,13 @@ def over_samples(t: Tensor, axes: Axes) -> Tensor:
 def total(t: Tensor) -> float:
     """Sum in float64."""
     return float(t.double().sum())
+
+
+def on_host(numbers: Sequence[float | Tensor]) -> list[float]:
+    """Numbers as Python has them; those on a device come in one transfer."""
+    there = [number for number in numbers if isinstance(number, Tensor)]
+    values = iter(torch.stack(there).tolist() if there else [])
+    return [next(values) if isinstance(number, Tensor) else float(number) for number in numbers]
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ so reused modules, functional calls and in-place calls are right, and nothing is
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from numbers import Number
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -32,7 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ZsuError
 from . import attention, operations
-from .channels import Numbers, along, channel_axis, joined, numbered
+from .channels import Numbers, along, channel_axis, joined, numbered, on_cpu
 from .checks import unrelated
 from .layers import Layer, Replay, Share, Step, Tap
 from .operations import Call, as_list, name_of, tensors_in
@@ -85,14 +86,14 @@ class Tape(TorchFunctionMode):
         self.rows: list[Layer] = []
         self.constants: list[tuple[Tensor, Layer]] = []
 
-    def record(self, x: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
-        """The logits of x (N, C, ...), with all that is needed to replay the way to them."""
+    def record(self, x: Tensor, forward: Callable[[Tensor], Tensor], nonnegative: bool) -> Tensor:
+        """The logits of x (N, C, ...), of which no value is below 0, or perhaps some, and all to replay the way to them."""
         self.input = x.detach().clone().requires_grad_()
         self.outside = Outside(self.model, self.input)
         first = self.input.clone()  # so that the model may change its input in place
         self.replay = Replay(self.input.detach(), self.edges)
         step = Step(Layer("input", "input"), (0, 1), self.replay)
-        self.layer_output(step, first, nonnegative=bool((x >= 0).all()), front=Front())
+        self.layer_output(step, first, nonnegative=nonnegative, front=Front())
         with self:
             self.logits = forward(first)
         if self.logits in self.sides:
@@ -108,7 +109,7 @@ class Tape(TorchFunctionMode):
         if self.outside.reads:
             again = Tape(self.model, False, self.attention)
             shrink = torch.linspace(1, 0.97, self.input.numel(), device=self.input.device)
-            again.record(self.input * shrink.view_as(self.input).to(self.input), forward)
+            again.record(self.input * shrink.view_as(self.input).to(self.input), forward, False)
             self.outside.check(again.outside)
 
     # -- replay
@@ -202,6 +203,8 @@ class Tape(TorchFunctionMode):
         if flow and not call.asks:
             call = call.positional()
             self.check(call, flow)
+        for t in flow:
+            self.origins[t].only_relus &= call.asks or call.name in operations.RELU
         if len(tensors) > len(flow) + len(sides) or self.outside.reads:
             self.outside.meet(call, [t for t in tensors if t not in self.origins and t not in self.sides])
         if sides:
@@ -366,7 +369,9 @@ class Tape(TorchFunctionMode):
     def follow(self, step: Weighted) -> Tensor:
         """The output of a weighted layer."""
         self.steps[step.layer] = step
-        return self.layer_output(step, FollowRule.apply(step.x, step))
+        out = self.layer_output(step, FollowRule.apply(step.x, step))
+        step.read_by = self.origins[out]
+        return out
 
     def where(self, parameter: Tensor | None, kind: str) -> str:
         """The name of its parameter, or of what that is computed from, without the last part; else the kind."""
@@ -403,7 +408,7 @@ class Tape(TorchFunctionMode):
 
     def bending(self, call: Call) -> Tensor:
         x, *rest = call.args
-        if call.func(torch.zeros(1, dtype=x.dtype, device=x.device), *rest, **call.kwargs).any():
+        if call.func(torch.zeros(1, dtype=x.dtype), *on_cpu(rest), **on_cpu(call.kwargs)).any():
             raise ZsuError(f"{call.name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
         if call.in_place:
             self.protect(x)
@@ -441,6 +446,8 @@ class Tape(TorchFunctionMode):
             raise ZsuError("adds the input's flow to a fixed tensor in place", where="add_", remedy="use a + b")
         if in_place:
             self.protect(a)
+        if isinstance(constant, Number):
+            constant = x.detach().new_full((), constant)
         constant = torch.as_tensor(constant, dtype=x.dtype, device=x.device)
         origin = self.origins[x]
         step = self.row("constant", origin.axes, self.names.get(id(constant)))

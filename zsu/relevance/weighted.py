@@ -19,8 +19,8 @@ from ..errors import ZsuError
 from . import sums
 from .layers import Step
 from .origins import Origin
-from .rules import RULES, Base, Epsilon, Part, Portion, Rule, negative, positive, same
-from .sums import along_channels, at_least_float32, inner, of_samples, over_samples, over_window, total
+from .rules import RULES, Base, Epsilon, Part, Portion, Rule, Signs, like, negative, positive, same
+from .sums import along_channels, at_least_float32, inner, of_samples, over_samples, over_window
 
 BLOCK = 2**18  # values
 PARTS: dict[str, Callable[[Tensor], Tensor]] = {"x": same, "|x|": torch.abs, "+": positive, "-": negative}
@@ -104,6 +104,7 @@ class Weighted(Step):
     s: Tensor | None = None  # (K,): the layer's weights are w times s, its BatchNorm's scale
     b: Tensor | None
     rule: Rule = RULES["epsilon"]  # until a composite chooses one, when the forward pass is over
+    read_by: Origin | None = None  # ... of z, which says what reads it
 
     @property
     def takes_in_batch_norm(self) -> bool:
@@ -111,6 +112,11 @@ class Weighted(Step):
         if isinstance(self.op, Conv):
             return not self.op.transposed
         return isinstance(self.op, Linear) and self.x.dim() == 2
+
+    @property
+    def signs(self) -> Signs:
+        """What stands around the layer says that much of signs."""
+        return Signs(self.origin.nonnegative, self.read_by is not None and self.read_by.rectified)
 
     @property
     def changed(self) -> bool:
@@ -165,7 +171,7 @@ def propagate(step: Weighted, z: Tensor, g: Tensor) -> Tensor:
     share = step.share
     share.edges = [] if edges is None else [edges]
     if not (step.replay.edges and isinstance(step.op, Conv)):  # edges of a convolution are few, and summed when asked
-        share.handed = inner(x, gx) + (0.0 if direct is None else total(direct))
+        share.handed = inner(x, gx) + (0.0 if direct is None else direct.double().sum())
     if direct is not None:
         step.replay.direct.append(direct)
     return gx
@@ -185,7 +191,7 @@ def quotients(step: Weighted, z: Tensor, g: Tensor) -> list[tuple[Copy, Tensor]]
     """The bases of the layer's rule, each with its sum over portions of coefficient * portion / zr;
     notes what stabiliser and bias keep.
     """
-    bases, portions = step.rule(step.arrive(z, g), z, step.b, step.origin.nonnegative)
+    bases, portions = step.rule(step.arrive(z, g), z, step.b, step.signs)
     check_split(step, bases, portions)
     bases, portions = without_negative(bases, portions) if step.origin.nonnegative else (bases, portions)
     copies = [Copy(step, z, part, change) for part, change in bases]
@@ -272,7 +278,7 @@ def part_of(x: Tensor, part: Part) -> Tensor:
     """What a base sees of the input."""
     if isinstance(part, str):
         return PARTS[part](x)
-    return torch.as_tensor(part, dtype=x.dtype, device=x.device).expand_as(x)
+    return like(x, part)
 
 
 def gradient_of_part(gp: Tensor, x: Tensor, part: str) -> Tensor:
