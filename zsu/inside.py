@@ -94,7 +94,7 @@ def computed_tensors(module: nn.Module) -> dict[str, str]:
 def place(x: Tensor, model: nn.Module) -> Tensor:
     """Images on the device and in the dtype of the model."""
     like = next(model.parameters(), x)
-    return x.to(like.device, like.dtype)
+    return x.to(like.device, like.dtype, non_blocking=like.is_cuda)  # back to the CPU somebody has to wait
 
 
 def run(model: nn.Module, x: Tensor, where: str | None = None) -> Any:

@@ -94,13 +94,13 @@ def observe(
     outputs, targets = [], []
     with watch_inputs(pooled, lambda layer, t: pooled[layer].append(pool(t, layer))):
         for x, y in batches(dataset):
-            outputs.append(logits_of(model, x, where).double().cpu())
+            outputs.append(logits_of(model, x, where))
             targets.append(y)
             if digest is not None:
                 digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     if not outputs:
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
-    logits, labels = torch.cat(outputs), torch.cat(targets)
+    logits, labels = torch.cat(outputs).cpu().double(), torch.cat(targets)
     if not logits.isfinite().all():
         raise ZsuError("the outputs are not finite", where=where, remedy="check the model's parameters for NaN")
     if labels.max() >= logits.shape[1]:

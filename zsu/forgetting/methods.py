@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from ..errors import ZsuError, check_count
 from ..relevance import explain
-from .perturb import Patch, Selection, check_noise, perturb
+from .perturb import Patch, Selection, check_noise, parameters, perturb, write
 from .rerouting import module_of
 
 T = TypeVar("T")
@@ -95,12 +95,15 @@ class Perturbing(Method):
 
 
 def try_out(model: nn.Module, patch: Patch, measure: Callable[[], T]) -> T:
-    """What is measured while the model holds the patch."""
-    patch.apply(model)
+    """What is measured while the model holds the patch, which was made for it just now."""
+    held = parameters(model)
     try:
+        for name, change in patch.changes.items():
+            write(held[name], change.index, change.new)
         return measure()
     finally:
-        patch.revert(model)
+        for name, change in patch.changes.items():
+            write(held[name], change.index, change.old)
 
 
 # --- controls -------------------------------------------------------------------------------------------------

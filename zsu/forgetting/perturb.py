@@ -144,15 +144,14 @@ class Patch:
     def _write(self, model: Weights, expected: str, wanted: str) -> Weights:
         held = parameters(model)
         for name, change in self.changes.items():  # check everything before anything is written
-            if not same_bits(self._held(held, name), getattr(change, expected)):
+            if not same_bits(self._held(held, name), getattr(change, expected).cpu()):
                 raise ZsuError(
                     f"the model does not hold the {expected} values of the patch",
                     where=name,
                     remedy="use the model that the patch was made for, and apply or revert it once",
                 )
         for name, change in self.changes.items():
-            p = held[name]
-            p[torch.unravel_index(change.index.to(p.device), p.shape)] = getattr(change, wanted).to(p.device)
+            write(held[name], change.index, getattr(change, wanted))
         return model
 
     def save(self, path: str | Path) -> None:
@@ -176,6 +175,13 @@ class Patch:
                 f"not a patch: {error}", where=str(path), remedy="pass a file that Patch.save wrote"
             ) from error
         return cls(changes, metadata)
+
+
+@torch.no_grad()
+def write(p: Tensor, index: Tensor, values: Tensor) -> None:
+    """Values into the places of a tensor, flat ones, in place; nobody waits for its device."""
+    index, values = (t.to(p.device, non_blocking=p.is_cuda) for t in (index, values))
+    p[torch.unravel_index(index, p.shape)] = values
 
 
 def fits(key: str, value: object) -> bool:
@@ -280,21 +286,22 @@ def perturb(
         if name not in held:
             raise ZsuError(f"no parameter {name!r}", where="perturb", remedy=f"use one of {', '.join(held)}")
         weight = held[name].detach()
-        index = torch.as_tensor(index).cpu().unique()
+        index = torch.as_tensor(index).cpu().unique()  # a selection is made on the CPU
         if index.dtype != torch.int64 or (len(index) and not 0 <= int(index[0]) <= int(index[-1]) < weight.numel()):
             remedy = f"pass int64 indices from 0 to {weight.numel() - 1} into its flattened values"
             raise ZsuError(f"indices {index.dtype} that do not fit", where=name, remedy=remedy)
-        old = weight.flatten()[index.to(weight.device)].cpu()
+        index = small(index, weight).to(weight.device, non_blocking=weight.is_cuda)
+        old = weight.flatten()[index]
         if perturbation == "zero":
             new = torch.zeros_like(old)
         else:
-            noise = standard_noise(perturbation, len(old), generator)
+            noise = standard_noise(perturbation, len(old), generator).to(old.device, non_blocking=old.is_cuda)
             # 0, not NaN, where there is a single weight
-            deviation = 1.0 if absolute else float(weight.double().std(correction=0))
+            deviation = 1.0 if absolute else weight.double().std(correction=0)
             new = (old.double() + scale * deviation * noise).to(old.dtype)
         for alias, p in held.items():  # a tied weight under each of its names
             if p is held[name]:
-                changes[alias] = Change(small(index, weight), old, new)
+                changes[alias] = Change(index, old, new)
     return Patch(changes, {"perturbation": perturbation, "scale": scale, "absolute": bool(absolute), "seed": int(seed)})
 
 

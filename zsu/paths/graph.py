@@ -19,16 +19,30 @@ from a node to the same source are one, so that a path is known by the set of it
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 
 from ..errors import ZsuError
+from ..relevance.channels import NOTHING
 from ..relevance.checks import check_channel
 from ..relevance.layers import Share
 from ..relevance.result import SHARES, Relevance
+from ..relevance.sums import on_host
 from .compiled import Chain, marginals, normalise
+
+
+class Edges(NamedTuple):
+    """Of a layer: edges (K,) and sources (K,) by summand where each channel sees one channel of each, else edges (K, J /
+    groups) and sources (groups, J / groups); none of the input.
+    """
+
+    layer: Share
+    values: list
+    sources: list[np.ndarray]
+
 
 Run = tuple[np.ndarray, np.ndarray, np.ndarray]  # edges (k, length), their targets (k,), the first source of each (k,)
 
@@ -118,7 +132,8 @@ def build_graph(relevance: Relevance) -> PathGraph:
     sizes = [layer.relevance.shape[1] for layer in layers]
     first = np.concatenate([[0], np.cumsum(sizes)])
     blocks, values, size = [], [], 0
-    for number, layer in enumerate(layers):
+    summed = fetch([reduced(layer) for layer in layers])
+    for number, layer in enumerate(summed):
         for edges, targets, sources in runs_of(layer, first):
             k, length = edges.shape
             begin = size + np.arange(k) * length
@@ -130,7 +145,8 @@ def build_graph(relevance: Relevance) -> PathGraph:
         raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
     seed = top.relevance.sum(0).cpu().numpy()  # (classes,): the walk starts at the logits explained
     start = [first[-1]], [size], [len(seed)], [first[-2]]
-    kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) + to_nothing(layer) for layer in layers]
+    kept = np.reshape(on_host([getattr(layer, share) for layer in layers for share in SHARES[1:]]), (len(layers), -1))
+    kept = kept.sum(1) + [to_nothing(layer) for layer in summed]
     value = np.concatenate([*values, seed])
     return assemble([layer.name for layer in layers], first, value, [*blocks, start], kept)
 
@@ -180,25 +196,50 @@ def contrast(graph: PathGraph, reference: PathGraph) -> PathGraph:
     return assemble(graph.layers, graph.first, graph.flow() - reference.flow(), [runs], nothing)
 
 
-def runs_of(layer: Share, first: np.ndarray) -> list[Run]:
-    """The runs of a layer's channels; edges to one source are summed."""
+def reduced(layer: Share) -> Edges:
+    """The edges of a layer and their sources, after a check; those to positions of one channel are summed on the device
+    where they follow each other, as behind a flatten.
+    """
     if layer.kind == "input":
-        return []
+        return Edges(layer, [], [])
     if any(sources is None for sources in layer.sources):
         what = "an operation before this layer mixes or rearranges channels, so its sources are unknown"
         remedy = "paths follow what gives each channel of a layer one channel at all positions, and attention with "
         raise ZsuError(what, where=layer.name, remedy=remedy + "attention='cp-lrp'; or use a method without paths")
     if not layer.edges:
         raise ZsuError("edges were not computed", where=layer.name, remedy="call explain(..., edges=True)")
-    edges = [e.cpu().numpy() for e in layer.edges]
-    if is_one_to_one(layer):
-        return one_to_one([e.ravel() for e in edges], layer.sources)  # (K,) or (K, 1) -> (K,)
-    return in_groups(edges[0], layer.sources[0].reshape(layer.groups, -1), first)  # (J,) -> (groups, J / groups)
+    if layer.kind == "add" or layer.groups == 0:  # an addition, or a BatchNorm of its own
+        return Edges(layer, [e.flatten() for e in layer.edges], layer.sources)  # (K,) or (K, 1) -> (K,)
+    edges, sources = layer.edges[0], layer.sources[0]
+    begin = np.flatnonzero(np.diff(sources, prepend=NOTHING - 1))  # of the stretches with one source
+    length = np.diff(begin, append=len(sources))
+    if layer.groups == 1 and length[0] > 1 and (length == length[0]).all():
+        edges, sources = edges.unflatten(1, (-1, int(length[0]))).sum(2), sources[begin]  # (K, C P) -> (K, C)
+    return Edges(layer, [edges], [sources.reshape(max(1, layer.groups), -1)])  # (J,) -> (groups, J / groups)
 
 
-def is_one_to_one(layer: Share) -> bool:
-    """Whether each channel sees only one channel of each summand: an addition, or a BatchNorm of its own."""
-    return layer.kind == "add" or layer.groups == 0
+def fetch(layers: Sequence[Edges]) -> list[Edges]:
+    """The same with the edges on the host: all of them are on their way before anybody waits."""
+    arrived = [[on_its_way(t) for t in layer.values] for layer in layers]
+    if any(t.is_cuda for layer in layers for t in layer.values):
+        torch.cuda.current_stream().synchronize()
+    return [layer._replace(values=[t.numpy() for t in own]) for layer, own in zip(layers, arrived, strict=True)]
+
+
+def on_its_way(t: torch.Tensor) -> torch.Tensor:
+    """On the host, from a card as soon as its stream has been waited for."""
+    if not t.is_cuda:
+        return t.cpu()
+    return torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+
+
+def runs_of(layer: Edges, first: np.ndarray) -> list[Run]:
+    """The runs of a layer's channels; edges to one source are summed."""
+    if not layer.values:
+        return []
+    if layer.values[0].ndim == 1:
+        return one_to_one(layer.values, layer.sources)
+    return in_groups(layer.values[0], layer.sources[0], first)
 
 
 def one_to_one(edges: list[np.ndarray], sources: list[np.ndarray]) -> list[Run]:
@@ -249,11 +290,11 @@ def scattered(edges: np.ndarray, targets: np.ndarray, sources: np.ndarray, first
     return runs
 
 
-def to_nothing(layer: Share) -> float:
+def to_nothing(layer: Edges) -> float:
     """Relevance of the edges to padded channels and constants."""
     total = 0.0
-    for edges, sources in zip(layer.edges, layer.sources, strict=False):
-        if sources is not None and (sources < 0).any():
-            to_source = edges if is_one_to_one(layer) else edges.unflatten(0, (layer.groups, -1)).sum(1)
-            total += float(to_source.cpu().numpy().ravel()[sources < 0].sum())  # (groups, J / groups) -> (J,)
+    for edges, sources in zip(layer.values, layer.sources, strict=True):
+        if (sources < 0).any():
+            to_source = edges.reshape(len(sources), -1, sources.shape[-1]).sum(1) if edges.ndim > 1 else edges
+            total += float(to_source[sources < 0].sum())  # (groups, J / groups), or (K,)
     return total
