@@ -127,7 +127,11 @@ def build_graph(relevance: Relevance) -> PathGraph:
             size += edges.size
     top = layers[-1]
     if top is not relevance.head:
-        raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
+        what, remedy = "the last layer does not compute the logits", "end the model in a layer"
+        if len(relevance.tops) > 1:
+            what = f"{len(relevance.tops)} layers, or calls of one, compute the logits"
+            remedy = "end the model in one layer that takes the whole batch"
+        raise ZsuError(what, where=top.name, remedy=remedy)
     seed = top.relevance.sum(0).cpu().numpy()  # (classes,): the walk starts at the logits explained
     start = [first[-1]], [size], [len(seed)], [first[-2]]
     kept = [sum(float(getattr(layer, share)) for share in SHARES[1:]) + to_nothing(layer) for layer in layers]

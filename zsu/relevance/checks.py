@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ZsuError, is_integer
+from ..inside import first_weight
 
 
 def check_input(model: nn.Module, x: Tensor) -> None:
@@ -16,7 +17,7 @@ def check_input(model: nn.Module, x: Tensor) -> None:
         raise ZsuError(what, where="x", remedy="pass a dense tensor with values")
     if x.dim() < 2 or len(x) == 0:
         raise ZsuError(f"x has shape {tuple(x.shape)}", where="x", remedy="pass a batch (N, C, H, W) with N >= 1")
-    like = next(model.parameters(), None)
+    like = first_weight(model)
     if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
         what = f"x is {x.dtype} on {x.device}, the model is {like.dtype} on {like.device}"
         raise ZsuError(what, where="x", remedy="move one to the other with .to(...)")

@@ -233,9 +233,11 @@ class Tape(TorchFunctionMode):
         if name in ("cat", "concat", "concatenate", "stack"):
             kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
             return (self.stack if name == "stack" else self.cat)(*args, **kwargs)
-        if name == "hstack":
-            return self.cat(args[0], min(1, args[0][0].dim() - 1))
-        if name in operations.BENDING and len(flow) == 1 and flow[0] is args[0]:
+        if name in ("hstack", "vstack") and args[0][0].dim() > 1:
+            return self.cat(args[0], int(name == "hstack"))
+        if name in ("maximum", "minimum") and flow[0] is args[1]:
+            call = call._replace(args=args[::-1])
+        if name in operations.BENDING and len(flow) == 1 and flow[0] is call.args[0]:
             return self.bending(call)
         if name in operations.GATES_AND_MASKS:
             return self.gate(call)
@@ -403,6 +405,9 @@ class Tape(TorchFunctionMode):
 
     def bending(self, call: Call) -> Tensor:
         x, *rest = call.args
+        bounds = tensors_in((*rest, *call.kwargs.values()))
+        if torch.broadcast_shapes(x.shape, *(t.shape for t in bounds)) != x.shape:
+            return self.unknown(call)
         if call.func(torch.zeros(1, dtype=x.dtype, device=x.device), *rest, **call.kwargs).any():
             raise ZsuError(f"{call.name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
         if call.in_place:
@@ -549,7 +554,9 @@ class Tape(TorchFunctionMode):
     # -- everything else
 
     def other(self, call: Call, flow: list[Tensor]) -> Any:
-        x, name, args = flow[0], call.name, call.args
+        x, name, args, kwargs = flow[0], call.name, call.args, call.kwargs
+        if kwargs.get("rounding_mode") is not None:
+            return self.unknown(call._replace(name=f"rounding {name}"))
         if len(flow) > 1:
             return self.unknown(call)
         by_matrix = name in operations.MATMUL and x is args[0] and args[1] not in self.sides and args[1].dim() == 2
@@ -560,7 +567,7 @@ class Tape(TorchFunctionMode):
         scaled |= name == "einsum" and any(t in self.sides for t in tensors_in(args))  # with a gate
         if not (scaled or name in operations.PLAIN):
             return self.unknown(call)
-        if "dropout" in name and call.argument(2, "training", True):
+        if "dropout" in name and call.argument(2, "training", kwargs.get("train", True)):
             raise ZsuError("dropout is active", where=name, remedy="call model.eval(), or pass training=False")
         if name == "pad" and call.argument(3, "value"):
             raise ZsuError("pads with a value other than 0", where="pad", remedy="use another model")
