@@ -12,9 +12,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import zsu
-from helpers import TROUSER, bits
+from helpers import METHODS, NEED_RETAINED, TROUSER, Net, bits
 from zsu import ZsuError, explain, forget, training
 from zsu.data import Images
+from zsu.forgetting.methods import Edit, Method, no_rows
 from zsu.inside import check_weights, copied, logits_of
 from zsu.relevance import explain_contrast
 
@@ -336,3 +337,73 @@ def test_a_traced_graph_of_fx_forgets_as_the_module(original, x):
     for method in ("lra-npp", "mask"):
         plain, found = (forget(m, x, TROUSER, method).model for m in (original, graph))
         assert torch.equal(plain(x), found(x))
+
+
+# Samples in pieces, buffers, integers, inference mode
+
+
+def in_pieces(size):
+    """The small network, that many samples at a time."""
+    whole = small()
+    return Net(lambda m, x: torch.cat([m.whole(part) for part in x.split(size)]), whole=whole).eval(), whole
+
+
+@pytest.mark.parametrize(("method", "said"), [
+    ("lra-npp", "rows. let the model take its batch at once"), ("random", "let the model take its batch at once"),
+    ("head-npp", "use another method"), ("paths", "let the model call it once for its batch"),
+])  # fmt: skip
+@pytest.mark.parametrize("size", [1, 4])
+def test_which_sample_uses_what_is_not_known_of_pieces_and_said(method, said, size):
+    model, whole = in_pieces(size)
+    x, target = case(whole)
+    assert torch.allclose(model(x), whole(x), atol=1e-5)
+    with pytest.raises(ZsuError, match=said):
+        forget(model, x, target, method)
+
+
+def test_features_of_pieces_are_not_taken_for_those_of_all_samples():
+    body, head = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU()), nn.Linear(6, 3)
+    model = Net(lambda m, x: m.head(torch.cat([m.body(part) for part in x.split(2)])), body=body, head=head).eval()
+    x, target = case(model)
+    kept = [c for c in range(3) if c != target]
+    retained = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor(kept).repeat(3), ["a", "b", "c"])
+    with pytest.raises(ZsuError, match=r"called \d+ times for \d+ samples. let the model call it once for its batch"):
+        forget(model, x, target, retained=retained)
+
+
+def test_a_buffer_that_a_method_changes_is_in_no_patch_and_said():
+    @dataclass(frozen=True, kw_only=True)
+    class Mine(Method):
+        name = "mine"
+
+        def edit(self, model, x, target, retained, seed):
+            with torch.no_grad():
+                model.head.bias[target] -= 9
+                model.norm.running_mean += 1
+            return Edit(no_rows(), {})
+
+    layers = {"flat": nn.Flatten(), "norm": nn.BatchNorm1d(64), "head": nn.Linear(64, 3)}
+    model = Net(lambda m, x: m.head(m.norm(m.flat(x))), **layers).eval()
+    x, target = case(model)
+    with pytest.warns(
+        UserWarning, match="'mine' changes norm.running_mean, a buffer: the patch holds parameters alone"
+    ):
+        forget(model, x, target, Mine())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_integers_among_the_parameters_and_inference_mode_are_no_obstacle(method):
+    model = small()
+    model.register_parameter("numbers", nn.Parameter(torch.tensor([1, 2]), requires_grad=False))
+    x, target = case(model)
+    kept = torch.tensor([c for c in range(3) if c != target])
+    more = {}
+    if method in NEED_RETAINED:
+        more["retained"] = Images(torch.randint(256, (12, 1, 8, 8), dtype=torch.uint8), kept.repeat(6), ["a", "b", "c"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = forget(model, x, target, method, **more).patch
+        with torch.inference_mode():
+            inside = forget(model, x.clone(), target, method, **more).patch
+    assert plain.changes.keys() == inside.changes.keys()
+    assert all(torch.equal(c.new, inside.changes[name].new) for name, c in plain.changes.items())

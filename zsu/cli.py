@@ -191,10 +191,11 @@ def revert(
     model: Annotated[Path, typer.Option(help="Checkpoint that holds the patch.")],
     patch: PatchFile,
     out: Annotated[Path, typer.Option(help="Checkpoint to write (.safetensors).")],
+    arch: Arch = None,
     trusted: Trusted = False,
 ):
     """Write the checkpoint that was there before a patch, bit for bit."""
-    write_edited(patch, out, model, trusted, "revert")
+    write_edited(patch, out, model, trusted, "revert", arch)
 
 
 @command("diff --patch forgotten.safetensors")
@@ -473,7 +474,7 @@ def write_edited(
     try:
         zsu.models.edit_file(Checkpoint(model).read()[0], out, getattr(loaded, action), arch, trusted=trusted)
     except ZsuError as error:
-        if arch is None and error.where == "Patch.apply":
+        if arch is None and model is not None and error.where != str(model):
             remedy = f"{error.remedy}; where the file holds more than the model, give --arch"
             raise ZsuError(error.what, where=error.where, remedy=remedy) from error
         raise

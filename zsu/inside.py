@@ -91,9 +91,16 @@ def computed_tensors(module: nn.Module) -> dict[str, str]:
 # --- running it -----------------------------------------------------------------------------------------------
 
 
+def first_weight(model: nn.Module) -> Tensor | None:
+    """The first parameter that is no integer: its device and dtype are the model's."""
+    return next((p for p in model.parameters() if p.is_floating_point()), None)
+
+
 def place(x: Tensor, model: nn.Module) -> Tensor:
     """Images on the device and in the dtype of the model."""
-    like = next(model.parameters(), x)
+    like = first_weight(model)
+    if like is None:
+        return x
     return x.to(like.device, like.dtype, non_blocking=like.is_cuda)  # back to the CPU somebody has to wait
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers import ResNet20, rand
 from zsu import ZsuError, explain, explain_paths, find_paths
-from zsu.paths.graph import build_graph, runs_of
+from zsu.paths.graph import build_graph, fetch, reduced, runs_of
 from zsu.relevance.rules import AlphaBeta, Epsilon
 
 TINY, POSITIVE = Epsilon(1e-30), AlphaBeta(1, 0, epsilon=1e-30)  # the last is "z+"
@@ -228,7 +228,7 @@ def test_what_the_edges_bring_to_a_channel_is_its_relevance(name):
     graph = build_graph(result)
     assert len(find_paths(graph, 200)) == 200
     brought = np.zeros(graph.start)
-    for layer in result.layers:
+    for layer in fetch(map(reduced, result.layers)):
         for edges, _, source in runs_of(layer, graph.first):
             np.add.at(brought, source[:, None] + np.arange(edges.shape[1]), edges)
     for layer, here in zip(result.layers, np.split(brought, graph.first[1:-1]), strict=True):

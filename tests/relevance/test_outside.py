@@ -575,6 +575,7 @@ RELU = {
     "clamp": lambda y: y.clamp(min=0), "clamp to a box": lambda y: torch.clamp(y, 0, 1e3),
     "clip": lambda y: y.clip(0), "clamp_": lambda y: y.clamp_(min=0), "clamp_min": lambda y: y.clamp_min(0),
     "clamp by a tensor": lambda y: y.clamp(min=ZERO), "maximum": lambda y: torch.maximum(y, ZERO),
+    "maximum, turned": lambda y: torch.maximum(ZERO, y), "max": lambda y: torch.max(y, other=ZERO.expand(8)),
     "threshold": lambda y: F.threshold(y, 0, 0), "nan_to_num": lambda y: y.relu().nan_to_num(),
 }  # fmt: skip
 
@@ -654,6 +655,75 @@ def test_layers_that_take_one_sample_after_the_other(rule):
     assert (torch.cat(calls) - expected.nodes["b"]).abs().max() <= 1e-12
     assert abs(sum(found.edges[n] for n in ("b", "b#2", "b#3", "b#4")) - expected.edges["b"]).max() <= 1e-12
     assert found.ledger["gap"].abs().max() <= 1e-9
+
+
+@pytest.mark.parametrize("rule", [TINY, Gamma(0.3), "z+", "alpha-beta"])
+def test_a_gate_of_both_signs_in_einsum_is_one_in_a_product(rule):
+    def run(product):
+        return net(lambda m, x: (lambda h: m.head(product(h, 2 * torch.sigmoid(m.b(h)) - 1)))(m.a(x).relu()))
+
+    x = rand(4, 6)
+    expected = explain(run(torch.mul), x, 1, rule).input
+    found = explain(run(lambda h, gate: torch.einsum("nc,nc->nc", h, gate)), x, 1, rule).input
+    assert (found - expected).abs().max() <= 1e-12 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mode", ["floor", "trunc"])
+def test_a_quotient_that_is_rounded_is_refused_by_name(mode):
+    with pytest.raises(ZsuError, match="'rounding div' has no relevance rule. replace it"):
+        explain(net(lambda m, x: m.head(torch.div(m.a(x), 0.1, rounding_mode=mode))), rand(4, 6), 1, TINY)
+
+
+LIKE_THE_FLOW = {
+    "cat": lambda h, to: torch.cat([h[:, :4], to(torch.ones(4, 4), h)], 1),
+    "add": lambda h, to: h + to(torch.ones(8), h),
+    "product": lambda h, to: h * to(torch.arange(8.0), h), "weights": lambda h, to: F.linear(h, to(torch.eye(8), h)),
+    "mask": lambda h, to: h * to(h > 0, h), "gate": lambda h, to: h * to(h.softmax(1), h),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIKE_THE_FLOW)
+def test_constants_that_are_put_where_the_flow_is_stay_constants(name):
+    x = rand(4, 6)
+    expected, found = (
+        explain(net(lambda m, x: m.head(LIKE_THE_FLOW[name](m.a(x), to))), x, 1, TINY)  # noqa: B023
+        for to in (lambda t, h: t.to(h.dtype), lambda t, h: t.to(h))
+    )
+    assert torch.equal(found.input, expected.input)
+    assert found.ledger.equals(expected.ledger)
+    assert found.ledger["gap"].abs().max() < 1e-9
+    for one, other in zip(found.layers, expected.layers, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one.sources, other.sources, strict=True))
+
+
+OTHER_WORDS = {
+    "t of a vector": lambda y: torch.stack([row.t() for row in y]),
+    "hstack(tensors=)": lambda y: torch.hstack(tensors=[y]),
+    "vstack": lambda y: torch.vstack([y[:2], y[2:]]),
+    "bmm(mat2=)": lambda y: torch.bmm(y[None], mat2=torch.eye(8).double()[None])[0],
+    "dropout(train=)": lambda y: torch.dropout(y, p=0.5, train=False),
+    "cat(tensors=)": lambda y: torch.cat(tensors=[y[:, :3], y[:, 3:]], dim=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_WORDS)
+def test_arguments_in_all_the_words_that_torch_takes(name):
+    x = rand(4, 6)
+    expected = explain(net(lambda m, x: m.head(m.a(x).relu())), x, 1, TINY)
+    found = explain(net(lambda m, x: m.head(OTHER_WORDS[name](m.a(x).relu()))), x, 1, TINY)
+    assert (found.input - expected.input).abs().max() <= 1e-12
+
+
+def test_bounds_that_widen_what_they_bound_are_refused_by_name():
+    with pytest.raises(ZsuError, match="'clamp' has no relevance rule"):
+        explain(net(lambda m, x: m.head(m.a(x).clamp(min=torch.zeros(3, 1, 1).double())[0])), rand(4, 6), 1, TINY)
+
+
+def test_a_gate_may_be_turned():
+    x = rand(4, 6)
+    expected = explain(net(lambda m, x: m.head(m.a(x) * m.b(m.a(x)).sigmoid())), x, 1, TINY)
+    found = explain(net(lambda m, x: m.head((m.a(x).t() * m.b(m.a(x)).sigmoid().t()).t())), x, 1, TINY)
+    assert (found.input - expected.input).abs().max() <= 1e-12
 
 
 VALUES_THAT_COME_BACK = {

@@ -20,6 +20,7 @@ from .perturb import Selection
 from .selection import (
     a_tenth,
     channels_read,
+    check_by_sample,
     check_k,
     count_in_top,
     hidden_layers,
@@ -196,6 +197,7 @@ class HeadNpp(Perturbing):
         below, channel = channels_read(relevance, head)
         if head.kind != "linear" or not head.weight or below is None:
             raise ZsuError("not a Linear on one layer's output", where=head.name, remedy="use another method")
+        check_by_sample(relevance, [below])
         k = self.k or a_tenth(below)
         check_k(below, k)
         check_k(below, self.perturbed or 0, "perturbed")

@@ -183,20 +183,25 @@ class Ssd(Peer):
         """Dampen."""
         f_f = fisher_information(model, ((image, target) for image in x))
         f_d = fisher_information(model, (pair for batch in data.batches(retained) for pair in zip(*batch, strict=True)))
-        for p, forget, kept in zip(model.parameters(), f_f, f_d, strict=True):
+        for p, forget, kept in zip(trainable(model), f_f, f_d, strict=True):
             chosen = forget > self.alpha * kept
             p[chosen] *= (self.lam * kept / forget).clamp(max=1)[chosen]
         return Edit(no_rows(), {})
 
 
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are no integers."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
 @torch.enable_grad()
 def fisher_information(model: nn.Module, pairs: Iterable[tuple[Tensor, int]]) -> list[Tensor]:
-    """Diagonal of the empirical Fisher information, one tensor for each parameter.
+    """Diagonal of the empirical Fisher information, one tensor for each parameter that can be trained.
 
     mean_i (d log p(y_i | x_i) / d theta)^2: each image's own gradient is squared, not that of a batch.
     (`torch.func.vmap` would take many images at once, but no model that asks for channels_last, as `SmallCNN` does.)
     """
-    parameters = list(model.parameters())
+    parameters = trainable(model)
     total = [torch.zeros_like(p) for p in parameters]
     count = 0
     for image, label in pairs:

@@ -32,7 +32,7 @@ from .cutting import CutPaths
 from .methods import BiasShift, Edit, Mask, Method, Zeroed, no_rows
 from .neurons import HeadNpp, LraNpp, Random
 from .peers import BoundaryShrink, FineTune, NegativeGradient, Ssd, Svd
-from .perturb import Patch, model_hash
+from .perturb import Patch, model_hash, same_bits
 
 FEW = 5  # fewer samples than these are warned about
 
@@ -144,16 +144,21 @@ def forget(
     if retained is not None:
         check_fits(model, retained)
     check_weights(model)
-    edited = copied(model)
-    for p in edited.parameters():
-        p.requires_grad_(p.is_floating_point())  # methods that train change frozen parameters too
-    with guarded(edited):
-        edits = [method.edit(edited, s, c, retained, int(seed)) for s, c in several]
+    with torch.inference_mode(False), torch.enable_grad():
+        edited = copied(model)
+        held = {name: t.clone() for name, t in edited.named_buffers()}
+        for p in edited.parameters():
+            p.requires_grad_(p.is_floating_point())  # methods that train change frozen parameters too
+        with guarded(edited):
+            edits = [method.edit(edited, s, c, retained, int(seed)) for s, c in several]
     if not all(isinstance(e, Edit) for e in edits):
         raise ZsuError(f"{method.name!r} returned no Edit", where="forget", remedy="let edit return Edit(cut, budget)")
     for p, original in zip(edited.parameters(), model.parameters(), strict=True):
         p.requires_grad_(original.requires_grad)
     patch = Patch.between(model, edited)
+    moved = [name for name, t in edited.named_buffers() if t.is_floating_point() and not same_bits(t, held[name])]
+    if moved:
+        warn(f"{method.name!r} changes {moved[0]}, a buffer: the patch holds parameters alone")
     if patch.weights_changed == 0:
         warn("the edit has no effect: no weight changes")
     for s, c in several:
@@ -246,6 +251,9 @@ def pair_samples(x: Tensor | Sequence[Tensor], target: int | Sequence[int]) -> l
 
 def without_graph(x: Any) -> Any:
     """Without a graph, so that no gradient reaches the caller's tensor; what is no tensor is refused later."""
+    if isinstance(x, Tensor) and x.is_inference():
+        with torch.inference_mode(False):
+            return x.clone()  # which gradients may pass
     return x.detach() if isinstance(x, Tensor) else x
 
 

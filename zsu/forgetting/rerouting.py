@@ -111,7 +111,10 @@ def entering_inputs(model: nn.Module, x: Tensor, name: str) -> Tensor:
         model(x)
     if not seen:
         raise ZsuError("not called as a module", where=name, remedy="call paths without retained samples")
-    return seen[-1]
+    if len(seen) > 1 or len(seen[0]) != len(x):
+        what, remedy = f"called {len(seen)} times for {len(x)} samples", "let the model call it once for its batch"
+        raise ZsuError(what, where=name, remedy=remedy)
+    return seen[0]
 
 
 def module_of(parameter: str) -> str:

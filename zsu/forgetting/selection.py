@@ -101,6 +101,7 @@ def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> l
     hidden = {n.name: n for n in relevance.layers if n.weight and n not in heads and n.weight not in shared}
     for node in hidden.values():
         refuse_transposed(node)
+    check_by_sample(relevance, hidden.values())
     if not hidden:
         remedy = "edit its head alone, as zsu.forget(..., 'mask') does"
         raise ZsuError("there is no hidden layer with weights", where="the model", remedy=remedy)
@@ -110,6 +111,14 @@ def hidden_layers(relevance: Relevance, names: Sequence[str] | None = None) -> l
         what = f"no hidden layer with weights is called {unknown}"
         raise ZsuError(what, where="forget", remedy=f"use some of {', '.join(hidden)}")
     return [n for name, n in hidden.items() if name in names]
+
+
+def check_by_sample(relevance: Relevance, layers: Iterable[Share]) -> None:
+    """Refuse layers of which it is not known which sample uses which neuron, as in a model that splits its batch."""
+    for layer in layers:
+        if len(layer.relevance) != len(relevance.logits):
+            what = f"the relevance of {len(relevance.logits)} samples comes in {len(layer.relevance)} rows"
+            raise ZsuError(what, where=layer.name, remedy="let the model take its batch at once, samples on axis 0")
 
 
 def logit_layers(relevance: Relevance) -> list[Share]:

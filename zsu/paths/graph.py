@@ -35,8 +35,8 @@ from .compiled import Chain, marginals, normalise
 
 
 class Edges(NamedTuple):
-    """Of a layer: edges (K,) and sources (K,) by summand where each channel sees one channel of each, else edges (K, J /
-    groups) and sources (groups, J / groups); none of the input.
+    """Of a layer: edges (K,) and sources (K,) by summand where each channel sees one channel of each, else edges
+    (K, J / groups) and sources (groups, J / groups); none of the input.
     """
 
     layer: Share
@@ -132,7 +132,7 @@ def build_graph(relevance: Relevance) -> PathGraph:
     sizes = [layer.relevance.shape[1] for layer in layers]
     first = np.concatenate([[0], np.cumsum(sizes)])
     blocks, values, size = [], [], 0
-    summed = fetch([reduced(layer) for layer in layers])
+    summed = fetch(map(reduced, layers))
     for number, layer in enumerate(summed):
         for edges, targets, sources in runs_of(layer, first):
             k, length = edges.shape
@@ -142,7 +142,11 @@ def build_graph(relevance: Relevance) -> PathGraph:
             size += edges.size
     top = layers[-1]
     if top is not relevance.head:
-        raise ZsuError("the last layer does not compute the logits", where=top.name, remedy="end the model in a layer")
+        what, remedy = "the last layer does not compute the logits", "end the model in a layer"
+        if len(relevance.tops) > 1:
+            what = f"{len(relevance.tops)} layers, or calls of one, compute the logits"
+            remedy = "end the model in one layer that takes the whole batch"
+        raise ZsuError(what, where=top.name, remedy=remedy)
     seed = top.relevance.sum(0).cpu().numpy()  # (classes,): the walk starts at the logits explained
     start = [first[-1]], [size], [len(seed)], [first[-2]]
     kept = np.reshape(on_host([getattr(layer, share) for layer in layers for share in SHARES[1:]]), (len(layers), -1))
@@ -218,12 +222,13 @@ def reduced(layer: Share) -> Edges:
     return Edges(layer, [edges], [sources.reshape(max(1, layer.groups), -1)])  # (J,) -> (groups, J / groups)
 
 
-def fetch(layers: Sequence[Edges]) -> list[Edges]:
+def fetch(layers: Iterable[Edges]) -> list[Edges]:
     """The same with the edges on the host: all of them are on their way before anybody waits."""
-    arrived = [[on_its_way(t) for t in layer.values] for layer in layers]
-    if any(t.is_cuda for layer in layers for t in layer.values):
+    there = list(layers)
+    arrived = [[on_its_way(t) for t in layer.values] for layer in there]
+    if any(t.is_cuda for layer in there for t in layer.values):
         torch.cuda.current_stream().synchronize()
-    return [layer._replace(values=[t.numpy() for t in own]) for layer, own in zip(layers, arrived, strict=True)]
+    return [layer._replace(values=[t.numpy() for t in own]) for layer, own in zip(there, arrived, strict=True)]
 
 
 def on_its_way(t: torch.Tensor) -> torch.Tensor:

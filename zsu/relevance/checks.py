@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ZsuError, is_integer
+from ..inside import first_weight
+from . import operations
 
 
 def check_input(model: nn.Module, x: Tensor) -> bool:
@@ -19,7 +21,7 @@ def check_input(model: nn.Module, x: Tensor) -> bool:
         raise ZsuError(what, where="x", remedy="pass a dense tensor with values")
     if x.dim() < 2 or len(x) == 0:
         raise ZsuError(f"x has shape {tuple(x.shape)}", where="x", remedy="pass a batch (N, C, H, W) with N >= 1")
-    like = next(model.parameters(), None)
+    like = first_weight(model)
     if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
         what = f"x is {x.dtype} on {x.device}, the model is {like.dtype} on {like.device}"
         raise ZsuError(what, where="x", remedy="move one to the other with .to(...)")
@@ -78,3 +80,30 @@ def check_channel(layer: str, channel: int, size: int) -> None:
     """Refuse what is no number of a channel."""
     if not is_integer(channel) or not 0 <= channel < size:
         raise ZsuError(f"channel {channel!r} of {size}", where=layer, remedy=f"use 0 to {size - 1}")
+
+
+class Side(NamedTuple):
+    """A tensor that depends on the input, and yet no relevance flows through it."""
+
+    by: str | None  # the operation that took it out of the flow; None: torch.no_grad
+    gate: bool  # may multiply what is in the flow
+    joins: str | None = None  # the operation in which the flow met it otherwise
+
+
+def refusal(side: Side) -> ZsuError:
+    """Why what an operation made cannot be explained."""
+    if side.by is None:
+        what = "a part of the model runs under torch.no_grad, or is an autograd.Function of its own"
+        remedy = "take no_grad out of the model's forward, write a Function as functions, remove backward hooks"
+        return ZsuError(f"{what}, so no relevance flows through it", where="explain", remedy=remedy)
+    what = f"operation {side.by!r} has no relevance rule"
+    remedy = "replace it in the model, or explain a model without it"
+    if side.joins:
+        what = f"{side.joins!r} joins the output of {side.by!r} to what relevance flows through"
+    if side.by in operations.PRODUCTS:
+        remedy = "a product needs a gate: compute one factor with softmax, sigmoid or hardsigmoid in the model"
+    elif side.by in operations.GATES and side.joins:
+        remedy = "a gate may be reshaped, scaled and shifted, and then only multiply"
+    elif (side.gate and side.by in operations.GATES) or side.by in ("log_softmax", "logsigmoid"):
+        remedy = "explain the logits: remove the last softmax or sigmoid from the model"
+    return ZsuError(what, where="explain", remedy=remedy)

@@ -44,7 +44,7 @@ MOVING = ALONG_AXES | set(
 REDUCING = {"mean", "sum", "amax"}
 PLAIN = PER_CHANNEL | RESHAPING | MOVING | REDUCING
 # The second tensor gives its shape or type alone.
-LIKE = {"view_as", "reshape_as", "expand_as", "type_as"}
+LIKE = {"view_as", "reshape_as", "expand_as", "type_as", "to"}
 # Values leave the tensors, and what follows may depend on them.
 READS = set("item tolist numpy __array__ __float__ __int__ __complex__ __index__ __dlpack__ __deepcopy__".split())
 READS |= set("storage untyped_storage _typed_storage data_ptr __format__ __repr__".split())
@@ -60,13 +60,15 @@ SCALING = set(
 MATMUL = set("matmul bmm __matmul__ __rmatmul__".split())
 PRODUCTS = SCALING | MATMUL
 ATTENTION = {"scaled_dot_product_attention", "multi_head_attention_forward"}
-MAY_TURN_NEGATIVE = PRODUCTS | {"pad", "interpolate"}
+MAY_TURN_NEGATIVE = PRODUCTS | {"einsum", "pad", "interpolate"}
 GATES = set("sigmoid sigmoid_ hardsigmoid softmax".split())
 # Constant around almost every x, so that they may multiply as gates do.
 MASKS = set("gt ge lt le eq ne __gt__ __ge__ __lt__ __le__ __eq__ __ne__ greater less isnan isinf isfinite".split())
 GATES_AND_MASKS = GATES | MASKS
 # What they may go through and stay gates.
-STAYS_GATE = PLAIN | SCALING | ADD | SUBTRACT | {"rsub", "__rsub__", "stack", "cat", "logical_not", "bool"}
+JOINING = {"cat", "concat", "concatenate", "hstack", "vstack"}
+STAYS_GATE = PLAIN | SCALING | ADD | SUBTRACT | JOINING
+STAYS_GATE |= {"rsub", "__rsub__", "stack", "logical_not", "bool", "t", "T", "mT", "maximum", "minimum", "clamp"}
 
 signature = functools.lru_cache(maxsize=256)(inspect.signature)
 
@@ -93,15 +95,20 @@ class Call(NamedTuple):
     def positional(self) -> Call:
         """torch.add(input=a, other=b) as torch.add(a, b)."""
         kwargs = dict(self.kwargs)
-        first, second = ((kwargs.pop(name),) if name in kwargs else () for name in ("input", "other"))
+        first = tuple(kwargs.pop(name) for name in ("input", "tensors") if name in kwargs)
+        second = tuple(kwargs.pop(name) for name in ("other", "mat2") if name in kwargs)
         return self._replace(args=(*first, *self.args, *second), kwargs=kwargs)
 
     def in_known_words(self) -> Call:
         """By a name that has a rule: x.t() as a transpose, x.max(1) and pools that tell the places too as others."""
-        if self.name in ("t", "mT") or (self.name == "T" and self.args[0].dim() == 2):
+        if (self.name in ("t", "T", "mT") and self.args[0].dim() == 2) or self.name == "mT":
             return Call(torch.transpose, "transpose", (self.args[0], -2, -1), {})
+        if self.name in ("t", "T") and self.args[0].dim() < 2:
+            return Call(torch.clone, "clone", self.args[:1], {})
         if self.name == "max" and is_integer(self.argument(1, "dim")):
             return self._replace(name="amax")
+        if self.name in ("max", "min") and isinstance(self.argument(1, "other"), Tensor):
+            return self._replace(name=f"{self.name}imum")
         return self._replace(name=self.name.removesuffix("_with_indices"))
 
     def changes(self, t: Tensor) -> bool:

@@ -103,8 +103,8 @@ class Relevance:
 
     def warn_if_unsound(self) -> None:
         """Relevance of both signs that cancels to the right sum, or stays with the stabiliser, says little."""
-        numbers = [number for row in self.rows for number in (row.stabiliser, row.magnitude)]
-        handed, *numbers = on_host([self.seed.abs().sum(), *numbers])
+        of_rows = [number for row in self.rows for number in (row.stabiliser, row.magnitude)]
+        handed, *numbers = on_host([self.seed.abs().sum(), *of_rows])
         magnitudes = numbers[1::2]
         kept = sum(map(abs, numbers[::2])) / (handed + 1e-300)
         if kept > STAYS:
@@ -114,6 +114,6 @@ class Relevance:
         worst = max(range(1, len(magnitudes)), key=magnitudes.__getitem__, default=0)  # 0: the input alone
         if worst and magnitudes[worst] > EXPLODES * handed > 0:
             warn(
-                f"relevance explodes: at {self.rows[worst].name}, sum |R| is {magnitudes[worst] / handed:.1e} times that "
-                "of the outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
+                f"relevance explodes: at {self.rows[worst].name}, sum |R| is {magnitudes[worst] / handed:.1e} times that of "
+                "the outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
             )

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from numbers import Number
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
@@ -34,7 +34,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ..errors import ZsuError
 from . import attention, operations
 from .channels import Numbers, along, channel_axis, joined, numbered, on_cpu
-from .checks import unrelated
+from .checks import Side, refusal, unrelated
 from .layers import Layer, Replay, Share, Step, Tap
 from .operations import Call, as_list, name_of, tensors_in
 from .origins import Front, Origin, origins_after, shared_axis
@@ -43,14 +43,6 @@ from .result import Relevance
 from .steps import Addition, Meter, Norm, Normalisation, Ratio
 from .sums import Axes, along_channels, at_least_float32, inner
 from .weighted import Affine, Conv, FollowRule, Linear, Weighted
-
-
-class Side(NamedTuple):
-    """A tensor that depends on the input, and yet no relevance flows through it."""
-
-    by: str | None  # the operation that took it out of the flow; None: torch.no_grad
-    gate: bool  # may multiply what is in the flow
-    joins: str | None = None  # the operation in which the flow met it otherwise
 
 
 class Tape(TorchFunctionMode):
@@ -87,7 +79,7 @@ class Tape(TorchFunctionMode):
         self.constants: list[tuple[Tensor, Layer]] = []
 
     def record(self, x: Tensor, forward: Callable[[Tensor], Tensor], nonnegative: bool) -> Tensor:
-        """The logits of x (N, C, ...), of which no value is below 0, or perhaps some, and all to replay the way to them."""
+        """The logits of x (N, C, ...), with all that is needed to replay the way to them."""
         self.input = x.detach().clone().requires_grad_()
         self.outside = Outside(self.model, self.input)
         first = self.input.clone()  # so that the model may change its input in place
@@ -97,7 +89,7 @@ class Tape(TorchFunctionMode):
         with self:
             self.logits = forward(first)
         if self.logits in self.sides:
-            raise self.refusal(self.sides[self.logits])
+            raise refusal(self.sides[self.logits])
         return self.logits
 
     def check_flow(self, forward: Callable[[Tensor], Tensor]) -> None:
@@ -236,9 +228,11 @@ class Tape(TorchFunctionMode):
         if name in ("cat", "concat", "concatenate", "stack"):
             kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
             return (self.stack if name == "stack" else self.cat)(*args, **kwargs)
-        if name == "hstack":
-            return self.cat(args[0], min(1, args[0][0].dim() - 1))
-        if name in operations.BENDING and len(flow) == 1 and flow[0] is args[0]:
+        if name in ("hstack", "vstack") and args[0][0].dim() > 1:
+            return self.cat(args[0], int(name == "hstack"))
+        if name in ("maximum", "minimum") and flow[0] is args[1]:
+            call = call._replace(args=args[::-1])
+        if name in operations.BENDING and len(flow) == 1 and flow[0] is call.args[0]:
             return self.bending(call)
         if name in operations.GATES_AND_MASKS:
             return self.gate(call)
@@ -408,6 +402,9 @@ class Tape(TorchFunctionMode):
 
     def bending(self, call: Call) -> Tensor:
         x, *rest = call.args
+        bounds = tensors_in((*rest, *call.kwargs.values()))
+        if torch.broadcast_shapes(x.shape, *(t.shape for t in bounds)) != x.shape:
+            return self.unknown(call)
         if call.func(torch.zeros(1, dtype=x.dtype), *on_cpu(rest), **on_cpu(call.kwargs)).any():
             raise ZsuError(f"{call.name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
         if call.in_place:
@@ -530,7 +527,7 @@ class Tape(TorchFunctionMode):
     def check_unchanged(self, call: Call, side: Side) -> None:
         """Refuse what changes the flow in place and has no rule."""
         if any(t in self.origins and call.changes(t) for t in tensors_in(call.args[:1])):
-            raise self.refusal(side)
+            raise refusal(side)
 
     def gate(self, call: Call) -> Tensor:
         if call.name == "softmax" and self.attention == "attnlrp":
@@ -556,7 +553,9 @@ class Tape(TorchFunctionMode):
     # -- everything else
 
     def other(self, call: Call, flow: list[Tensor]) -> Any:
-        x, name, args = flow[0], call.name, call.args
+        x, name, args, kwargs = flow[0], call.name, call.args, call.kwargs
+        if kwargs.get("rounding_mode") is not None:
+            return self.unknown(call._replace(name=f"rounding {name}"))
         if len(flow) > 1:
             return self.unknown(call)
         by_matrix = name in operations.MATMUL and x is args[0] and args[1] not in self.sides and args[1].dim() == 2
@@ -567,7 +566,7 @@ class Tape(TorchFunctionMode):
         scaled |= name == "einsum" and any(t in self.sides for t in tensors_in(args))  # with a gate
         if not (scaled or name in operations.PLAIN):
             return self.unknown(call)
-        if "dropout" in name and call.argument(2, "training", True):
+        if "dropout" in name and call.argument(2, "training", kwargs.get("train", True)):
             raise ZsuError("dropout is active", where=name, remedy="call model.eval(), or pass training=False")
         if name == "pad" and call.argument(3, "value"):
             raise ZsuError("pads with a value other than 0", where="pad", remedy="use another model")
@@ -592,24 +591,6 @@ class Tape(TorchFunctionMode):
         with torch.no_grad():
             out = call.run()
         return self.aside(call.args[0] if call.name in operations.SETTING else out, call.name, gate=False)
-
-    def refusal(self, side: Side) -> ZsuError:
-        """Why what an operation made cannot be explained."""
-        if side.by is None:
-            what = "a part of the model runs under torch.no_grad, or is an autograd.Function of its own"
-            remedy = "take no_grad out of the model's forward, write a Function as functions, remove backward hooks"
-            return ZsuError(f"{what}, so no relevance flows through it", where="explain", remedy=remedy)
-        what = f"operation {side.by!r} has no relevance rule"
-        remedy = "replace it in the model, or explain a model without it"
-        if side.joins:
-            what = f"{side.joins!r} joins the output of {side.by!r} to what relevance flows through"
-        if side.by in operations.PRODUCTS:
-            remedy = "a product needs a gate: compute one factor with softmax, sigmoid or hardsigmoid in the model"
-        elif side.by in operations.GATES and side.joins:
-            remedy = "a gate may be reshaped, scaled and shifted, and then only multiply"
-        elif (side.gate and side.by in operations.GATES) or side.by in ("log_softmax", "logsigmoid"):
-            remedy = "explain the logits: remove the last softmax or sigmoid from the model"
-        return ZsuError(what, where="explain", remedy=remedy)
 
     def weighted_steps(self) -> list[Weighted]:
         return [step for step in self.steps.values() if isinstance(step, Weighted)]
