@@ -286,11 +286,7 @@ def perturb(
         if name not in held:
             raise ZsuError(f"no parameter {name!r}", where="perturb", remedy=f"use one of {', '.join(held)}")
         weight = held[name].detach()
-        index = torch.as_tensor(index).cpu().unique()  # a selection is made on the CPU
-        if index.dtype != torch.int64 or (len(index) and not 0 <= int(index[0]) <= int(index[-1]) < weight.numel()):
-            remedy = f"pass int64 indices from 0 to {weight.numel() - 1} into its flattened values"
-            raise ZsuError(f"indices {index.dtype} that do not fit", where=name, remedy=remedy)
-        index = small(index, weight).to(weight.device, non_blocking=weight.is_cuda)
+        index = small(checked(index, weight, name), weight).to(weight.device, non_blocking=weight.is_cuda)
         old = weight.flatten()[index]
         if perturbation == "zero":
             new = torch.zeros_like(old)
@@ -303,6 +299,15 @@ def perturb(
             if p is held[name]:
                 changes[alias] = Change(index, old, new)
     return Patch(changes, {"perturbation": perturbation, "scale": scale, "absolute": bool(absolute), "seed": int(seed)})
+
+
+def checked(index: Tensor, weight: Tensor, name: str) -> Tensor:
+    """Flat indices, each once and in order, after a check: on the CPU, where selections are made."""
+    index = torch.as_tensor(index).cpu().unique()
+    if index.dtype != torch.int64 or (len(index) and not 0 <= int(index[0]) <= int(index[-1]) < weight.numel()):
+        remedy = f"pass int64 indices from 0 to {weight.numel() - 1} into its flattened values"
+        raise ZsuError(f"indices {index.dtype} that do not fit", where=name, remedy=remedy)
+    return index
 
 
 def small(index: Tensor, weight: Tensor) -> Tensor:

@@ -156,6 +156,12 @@ def on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
+def zero_at_zero(call: Call, dtype: torch.dtype) -> bool:
+    """Whether a function gives 0 for 0: asked on the CPU, where nobody waits for an answer."""
+    zero = torch.zeros(1, dtype=dtype, device="cpu")
+    return not call.func(zero, *on_cpu(call.args[1:]), **on_cpu(call.kwargs)).any()
+
+
 def squeezed(sources: Tensor, channel: int | None) -> Tensor:
     """With size 1 for each axis, other than that of the channels, along which the sources differ by NOTHING alone."""
     for axis in range(sources.dim()):

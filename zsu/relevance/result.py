@@ -113,7 +113,8 @@ class Relevance:
             )
         worst = max(range(1, len(magnitudes)), key=magnitudes.__getitem__, default=0)  # 0: the input alone
         if worst and magnitudes[worst] > EXPLODES * handed > 0:
+            times = magnitudes[worst] / handed
             warn(
-                f"relevance explodes: at {self.rows[worst].name}, sum |R| is {magnitudes[worst] / handed:.1e} times that of "
-                "the outputs; use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
+                f"relevance explodes: at {self.rows[worst].name}, sum |R| is {times:.1e} times that of the outputs; "
+                "use a rule that dampens it, such as 'gamma' or 'epsilon-plus'"
             )

@@ -33,7 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors import ZsuError
 from . import attention, operations
-from .channels import Numbers, along, channel_axis, joined, numbered, on_cpu
+from .channels import Numbers, along, channel_axis, joined, numbered, zero_at_zero
 from .checks import Side, refusal, unrelated
 from .layers import Layer, Replay, Share, Step, Tap
 from .operations import Call, as_list, name_of, tensors_in
@@ -405,7 +405,7 @@ class Tape(TorchFunctionMode):
         bounds = tensors_in((*rest, *call.kwargs.values()))
         if torch.broadcast_shapes(x.shape, *(t.shape for t in bounds)) != x.shape:
             return self.unknown(call)
-        if call.func(torch.zeros(1, dtype=x.dtype), *on_cpu(rest), **on_cpu(call.kwargs)).any():
+        if not zero_at_zero(call, x.dtype):
             raise ZsuError(f"{call.name!r} is not 0 at 0", where="explain", remedy="use an activation with f(0) = 0")
         if call.in_place:
             self.protect(x)
