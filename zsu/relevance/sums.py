@@ -1,11 +1,15 @@
 """The elementwise part of the backward pass, and sums over axes.
 
 Relevance is bound by memory, not by arithmetic, wherever no weights are involved. So each of the first functions goes
-over memory once, where torch takes a dozen passes, for tensors on a CPU; for other devices and layouts it calls torch.
-Tests hold both to the same numbers.
+over memory once, where torch takes a dozen passes, for tensors on a CPU, and in :mod:`.cards` for those on a card; for
+other devices and layouts it calls torch. Tests hold all to the same numbers.
 """
 
+import functools
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +23,9 @@ ONE_PASS = njit(cache=True, nogil=True, fastmath={"reassoc", "contract"}, error_
 
 def arrive(z: Tensor, g: Tensor, axes: Axes) -> tuple[Tensor, Tensor, float | Tensor]:
     """R = z g, its sums (N, K) over positions, and sum |R|."""
+    if on_card(axes, z, g):
+        R, sums, _, size, _ = cards().sweep("arrive", axes[1], z, g)
+        return R, sums, size
     if not fits(axes, z, g):
         R = z * g
         return R, over_positions(R, axes), torch.linalg.vector_norm(R, 1)
@@ -31,6 +38,9 @@ def over(portion: Tensor, zr: Tensor, epsilon: float, axes: Axes) -> tuple[Tenso
     """c = portion / (zr + sign(zr) epsilon) with sign(0) = 1, its sums (K,) over all but channels, and what the
     stabiliser keeps.
     """
+    if on_card(axes, portion, zr):
+        c, _, sums, _, kept = cards().sweep("over", axes[1], portion, zr, epsilon=epsilon)
+        return c, sums.sum(0), kept
     if not fits(axes, zr, portion):
         stabiliser = torch.where(zr < 0, zr.new_full((), -epsilon), epsilon)
         c = portion / (zr + stabiliser)
@@ -49,6 +59,9 @@ def epsilon_rule(
     Returns c s; the sums of R (N, K) over positions and of c (K,) over all but channels; sum |R|; what the stabiliser
     keeps.
     """
+    if on_card(axes, z, g):
+        c, sums, c_sums, magnitude, kept = cards().sweep("epsilon_rule", axes[1], z, g, s, epsilon)
+        return c, sums, c_sums.sum(0), magnitude, kept
     if not fits(axes, z, g):
         R, sums, magnitude = arrive(z, g, axes)
         c, c_sums, kept = over(R, z, epsilon, axes)
@@ -63,6 +76,9 @@ def epsilon_rule(
 
 def split(z: Tensor, b: Tensor, g: Tensor, axes: Axes) -> tuple[Tensor, Tensor, float | Tensor]:
     """Of z = a + b: the sums (N, K) over positions of z g and of b g, and sum |z g|."""
+    if on_card(axes, z, b, g):
+        _, sums, b_sums, size, _ = cards().sweep("split", axes[1], z, g, b)
+        return sums, b_sums, size
     if not fits(axes, z, b, g):
         R = at_least_float32(z) * g
         of_b = over_positions(at_least_float32(b) * g, axes)
@@ -75,11 +91,24 @@ def split(z: Tensor, b: Tensor, g: Tensor, axes: Axes) -> tuple[Tensor, Tensor, 
 
 def over_window(w: Tensor, gw: Tensor) -> Tensor:
     """Sum of w gw over the kernel's window: (K, J, ...) -> (K, J)."""
+    if on_card((0, 1), w, gw):
+        return cards().sweep("over_window", 1, w, gw)[1]
     if not fits((0, 1), w, gw):
         return (at_least_float32(gw) * w).flatten(2).sum(2)
     e = w.new_empty(w.shape[:2])
     _over_window(*(t.numpy().reshape(*w.shape[:2], -1) for t in (w, gw)), e.numpy())
     return e
+
+
+@functools.cache
+def cards() -> Any:
+    """The twin of these functions for cards; None without Triton. It is not loaded before there is a card."""
+    return import_module(".cards", __package__) if find_spec("triton") else None
+
+
+def on_card(axes: Axes, *tensors: Tensor) -> bool:
+    """Whether one pass on a card can take these tensors, of one shape."""
+    return tensors[0].is_cuda and cards() is not None and cards().fit(axes, *tensors)
 
 
 def fits(axes: Axes, *tensors: Tensor) -> bool:
