@@ -4,7 +4,7 @@ BIN := .venv/bin
 # Threads that wait leave the cores to others.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: book test large notebooks release models data picture
+.PHONY: book test large device notebooks release models data picture
 
 book: .venv/installed  ## run every chapter and build the site, from nothing each time
 	rm -rf _build
@@ -24,6 +24,9 @@ test: .venv/installed  ## style, imports, types, tests, and whether notebooks/ i
 
 large: .venv/installed  ## the tests that take long: every notebook, models of real size, the installed wheel
 	@$(PYTEST) --dist worksteal -m large
+
+device: .venv/installed  ## on a machine with a graphics card: its tests, and times and memory in 8 minutes
+	$(BIN)/python benchmarks/device.py
 
 notebooks: .venv/installed  ## make notebooks/ anew from book/, with the values of the last `make book`
 	$(BIN)/python book/_ext/notebooks.py
