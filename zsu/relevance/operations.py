@@ -105,6 +105,8 @@ class Call(NamedTuple):
             return Call(torch.transpose, "transpose", (self.args[0], -2, -1), {})
         if self.name in ("t", "T") and self.args[0].dim() < 2:
             return Call(torch.clone, "clone", self.args[:1], {})
+        if self.name in ("hstack", "vstack") and self.args[0][0].dim() > 1:
+            return Call(torch.cat, "cat", (self.args[0], int(self.name == "hstack")), {})
         if self.name == "max" and is_integer(self.argument(1, "dim")):
             return self._replace(name="amax")
         if self.name in ("max", "min") and isinstance(self.argument(1, "other"), Tensor):

@@ -228,8 +228,6 @@ class Tape(TorchFunctionMode):
         if name in ("cat", "concat", "concatenate", "stack"):
             kwargs = {"dim" if key == "axis" else key: value for key, value in kwargs.items()}
             return (self.stack if name == "stack" else self.cat)(*args, **kwargs)
-        if name in ("hstack", "vstack") and args[0][0].dim() > 1:
-            return self.cat(args[0], int(name == "hstack"))
         if name in ("maximum", "minimum") and flow[0] is args[1]:
             call = call._replace(args=args[::-1])
         if name in operations.BENDING and len(flow) == 1 and flow[0] is call.args[0]:
