@@ -151,7 +151,7 @@ def inner_names(state: Mapping[str, Tensor], wanted: Collection[str] = ()) -> di
         parts = zip(*(name.split(".")[:-2] for name in names), strict=False)
         prefix = "".join(f"{level[0]}." for level in takewhile(lambda level: len(set(level)) == 1, parts))
     found = {name[len(prefix) :]: raw for name, raw in names.items() if name.startswith(prefix)}
-    for name in set(wanted) - found.keys():  # a head that was put behind a dropout: fc.1.weight
+    for name in [name for name in wanted if name not in found]:  # a head that was put behind a dropout: fc.1.weight
         inside = [other for other in found if NUMBER.sub("", other) == name]
         if len(inside) == 1:
             found[name] = found.pop(inside[0])

@@ -19,7 +19,7 @@ def check_input(model: nn.Module, x: Tensor) -> bool:
     if x.layout != torch.strided or x.is_meta or x.is_nested:
         what = f"x is {'on meta' if x.is_meta else 'nested' if x.is_nested else x.layout}"
         raise ZsuError(what, where="x", remedy="pass a dense tensor with values")
-    if x.dim() < 2 or len(x) == 0:
+    if x.dim() < 2 or x.numel() == 0:
         raise ZsuError(f"x has shape {tuple(x.shape)}", where="x", remedy="pass a batch (N, C, H, W) with N >= 1")
     like = first_weight(model)
     if like is not None and (like.dtype, like.device) != (x.dtype, x.device):
