@@ -36,8 +36,6 @@ def bench(
 def load(dataset: str = "fashion-mini") -> pd.DataFrame:
     """The table of `bench` that ships: 10 classes, all methods.
 
-    Its ``"lra-npp"`` is today's ``layers="all"``, and its ``"head-npp"`` cuts columns of the head for every class.
-
     Parameters
     ----------
     dataset : {"fashion-mini", "fashion-mnist"}
