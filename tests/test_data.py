@@ -292,7 +292,7 @@ def test_folder_with_images_of_several_sizes(tmp_path):
 
 def test_images_that_are_no_tensors(tmp_path):
     folder = datasets.ImageFolder(write_image_folder(tmp_path) / "test")
-    with pytest.raises(ZsuError, match="Image, not a float tensor.*ConvertImageDtype"):
+    with pytest.raises(ZsuError, match="Image, not a float tensor.*ToTensor"):
         data.samples(folder, "cat", n=1)
 
 
