@@ -448,7 +448,7 @@ def test_half_precision_is_read_as_float32():
         (lambda x, y: (x, (y + 1) % 10), "item . has label 2, .targets has 1|item 0 has label 1, .targets has 0"),
         (lambda x, y: (x, bool(y)), "item . has label 1, .targets has 2"),
         (lambda x, y: (x.numpy(), y), "a ndarray, not a float tensor"),
-        (lambda x, y: ((255 * x).byte(), y), "tensor of torch.uint8, not a float tensor.*ToTensor"),
+        (lambda x, y: ((255 * x).byte(), y), "tensor of torch.uint8, not a float tensor.*ConvertImageDtype"),
         (lambda x, y: 1 / 0, r"item . cannot be read \(ZeroDivisionError: division by zero\)"),
     ],
 )  # fmt: skip

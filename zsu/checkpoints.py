@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import takewhile
@@ -54,14 +55,15 @@ def read_torch(path: str | os.PathLike, trusted: bool) -> object:
         if file.read(2) not in (b"PK", b"\x80\x02"):  # a zip, or a pickle as old versions of PyTorch wrote
             raise ZsuError("this is neither safetensors nor a PyTorch checkpoint", where=str(path))
     try:
-        with torch.serialization.safe_globals(SAFE):
+        with torch.serialization.safe_globals(SAFE), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own words on what is refused below
             return torch.load(path, map_location="cpu", weights_only=not trusted)
     except pickle.UnpicklingError as error:
         if trusted:
             raise damage(path, error) from error
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"this checkpoint needs pickled code{f' ({found[1]})' if found else ''}"
-        remedy = "ask for a state dict, or pass trusted=True if you trust whoever made the file"
+        remedy = "ask for a state dict, or pass trusted=True (--trusted) if you trust whoever made the file"
         raise ZsuError(f"{what}, which could run anything, and was not read", where=str(path), remedy=remedy) from error
     except Exception as error:  # a damaged file, or code that is not installed here, fails in many ways
         if "TorchScript" in str(error):
@@ -91,7 +93,10 @@ def find_state(content: Any, path: str | os.PathLike) -> tuple[State | nn.Module
             check_dense(tensors, path)
             return tensors, [f"left out {in_short([str(name) for name in content if name not in tensors])}"]
     if not found:
-        what = f"the checkpoint holds a {type(content).__name__} but no state dict"
+        arrays = isinstance(content, Mapping) and any(isinstance(value, np.ndarray) for value in content.values())
+        what = (
+            f"the checkpoint holds a {type(content).__name__}{' of NumPy arrays' if arrays else ''} but no state dict"
+        )
         raise ZsuError(what, where=str(path), remedy="save it with torch.save(model.state_dict(), path)")
     plain = [key for key in found if not AVERAGED & set(re.split(r"[._]", key.casefold()))] or list(found)
     usual = [key for name in PLAIN for key in plain if key.partition(".")[0] == name]

@@ -569,6 +569,10 @@ def stack_images(images: list[torch.Tensor]) -> torch.Tensor:
         if not isinstance(image, torch.Tensor) or not image.is_floating_point():
             kind = f"tensor of {image.dtype}" if isinstance(image, torch.Tensor) else type(image).__name__
             remedy = "give the data set transform=torchvision.transforms.ToTensor()"
+            if isinstance(image, torch.Tensor):
+                remedy = "give the data set transform=torchvision.transforms.ConvertImageDtype(torch.float32)"
+            elif isinstance(image, np.ndarray):
+                remedy = "let its items be float tensors (C, H, W), as torch.from_numpy makes them of arrays"
             raise ZsuError(f"an image is a {kind}, not a float tensor", where="zsu.data", remedy=remedy)
         if image.layout != torch.strided or image.is_meta or image.is_nested:
             what = f"an image is a {image.layout} tensor on {image.device}"

@@ -201,12 +201,32 @@ def both(original, samples):
     return forget(original, [samples(3), samples(7)], [3, 7])
 
 
+def test_two_heads_that_cancel_are_refused_with_what_helps():
+    body, heads = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU()), [nn.Linear(8, 3), nn.Linear(8, 3)]
+    with torch.no_grad():
+        heads[0].weight.copy_(-heads[1].weight.abs())
+        heads[1].weight.copy_(-heads[1].weight.abs())
+        heads[1].bias.copy_(torch.tensor([0.0, 99.0, 0.0]))
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.one, self.two = body, *heads
+
+        def forward(self, x):
+            h = self.body(x)
+            return self.one(h) + self.two(h)
+
+    with pytest.raises(ZsuError, match="use another method"):
+        forget(Sum().eval(), torch.rand(8, 1, 4, 4), 1)
+
+
 def test_a_class_that_nothing_speaks_for_is_refused_with_what_helps():
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     with torch.no_grad():
         model[3].weight[1] = -1.0  # its bias alone makes it win
         model[3].bias.copy_(torch.tensor([-99.0, 99.0, -99.0]))
-    with pytest.raises(ZsuError, match="no edge serves this class more than the others. use another method"):
+    with pytest.raises(ZsuError, match="no positive relevance leads from the logit to the input. use another method"):
         forget(model, torch.rand(8, 1, 4, 4), 1)
 
 

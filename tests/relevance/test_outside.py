@@ -726,6 +726,30 @@ def test_a_gate_may_be_turned():
     assert (found.input - expected.input).abs().max() <= 1e-12
 
 
+@pytest.mark.parametrize("rule", [TINY, Gamma(0.3), "z+"])
+@pytest.mark.parametrize(("samples", "classes"), [(5, 5), (2, 10), (1, 5), (4, 5), (6, 6)])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_product_with_a_vector_is_a_weighted_mean(rule, samples, classes, side):
+    """Pooling as x @ ones / n, or ones / n @ x on turned positions: the same maps, channels, edges and paths."""
+
+    def run(pool):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            conv, head = nn.Conv2d(2, 6, 3), nn.Linear(6, classes)
+        return Net(lambda m, x: m.head(pool(m.conv(x).relu().flatten(2))), conv=conv, head=head).double().eval()
+
+    vector = torch.full((16,), 1 / 16, dtype=torch.float64)
+    pools = {"right": lambda h: h @ vector, "left": lambda h: torch.matmul(vector, h.transpose(1, 2))}
+    x = rand(samples, 2, 6, 6)
+    expected, found = (explain(run(pool), x, 1, rule) for pool in (lambda h: h.mean(2), pools[side]))
+    assert (found.input - expected.input).abs().max() <= 1e-12
+    assert {n: r.shape for n, r in found.nodes.items()} == {n: r.shape for n, r in expected.nodes.items()}
+    assert all((found.edges[n] - e).abs().max() <= 1e-12 for n, e in expected.edges.items())
+    seeds = torch.ones(samples, classes).double()
+    ours, theirs = (find_paths(explain(run(p), x, seeds, "z+"), k=20) for p in (lambda h: h.mean(2), pools[side]))
+    assert np.allclose(ours.probability, theirs.probability, rtol=1e-9)
+
+
 VALUES_THAT_COME_BACK = {
     "text": lambda y: torch.tensor([[float(f"{v:.17g}") for v in row] for row in y.detach()], dtype=y.dtype),
     "whole numbers": lambda y: torch.tensor((y * 1e9).to(torch.int64).tolist(), dtype=y.dtype) / 1e9,

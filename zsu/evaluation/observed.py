@@ -102,7 +102,7 @@ def observe(
         raise ZsuError("the data set is empty", where=where, remedy="pass one with samples of every class")
     logits, labels = torch.cat(outputs).cpu().double(), torch.cat(targets)
     if not logits.isfinite().all():
-        raise ZsuError("the outputs are not finite", where=where, remedy="check the model's parameters for NaN")
+        raise ZsuError("the outputs are not finite", where=where, remedy="check images and parameters for NaN")
     if labels.max() >= logits.shape[1]:
         raise ZsuError(f"label {int(labels.max())}, but the model knows {logits.shape[1]} classes", where=where)
     # A layer that is used more than once, or not at all, has no inputs (N, J).

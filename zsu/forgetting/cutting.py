@@ -97,8 +97,12 @@ class CutPaths(Perturbing):
         one = torch.zeros_like(logits)
         one[:, target] = 1
         own, others = explain_each(model, x, [one, 1 - one], "z+")
-        led = own.input.any() and others.input.any()  # by positive weights, from the logits to the input
-        edges = find_specific_edges(own, others) if led else no_rows()
+        try:
+            edges = find_specific_edges(own, others)
+        except ZsuError as error:
+            if error.where != "find_paths":
+                raise
+            raise ZsuError(error.what, where="forget", remedy="use another method") from error
         if edges.empty:
             what = "no edge serves this class more than the others"
             raise ZsuError(what, where="forget", remedy="use another method")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layers import Layer
-from .operations import ALONG_AXES, MOVING, REDUCING, RESHAPING, Call, tensors_in
+from .operations import ALONG_AXES, MATMUL, MOVING, REDUCING, RESHAPING, Call, tensors_in
 
 NOTHING = -1  # the source of padding and of constants
 
@@ -93,7 +93,7 @@ def sources_after(
         return [None] * len(outs)
     if call.name in MOVING:
         return [squeezed(t, channel) for t in moved(call, sources, x)]
-    if call.name in REDUCING and outs[0].dim() < x.dim():
+    if call.name in REDUCING | MATMUL and outs[0].dim() < x.dim():
         return [sources.squeeze(sorted(mixed))] * len(outs)
     more = outs[0].dim() - x.dim()  # broadcast against more dimensions
     return [sources[(None,) * more] if more >= 0 else None] * len(outs)

@@ -92,8 +92,9 @@ def axes_after(call: Call, axes: Axes, x: Tensor, out: Tensor, samples: int, mix
     elif call.name in MOVING | REDUCING | {"einsum"}:
         batch, channel = after_move(call, batch, x, out), after_move(call, channel, x, out, part=True)
     else:
-        more = out.dim() - x.dim()  # broadcast against more dimensions
-        batch, channel = (None if axis is None else axis + more for axis in (batch, channel))
+        more = out.dim() - x.dim()  # broadcast against more dimensions; a product with a vector has one less
+        behind = min(mixed) if more < 0 else -1
+        batch, channel = (None if axis is None else axis + more * (axis > behind) for axis in (batch, channel))
     return batch, channel
 
 
