@@ -9,6 +9,9 @@ from torch.utils.data import Dataset
 
 from zsu.data import classes, targets
 from zsu.forgetting import METHODS as ALL
+from zsu.relevance import explanation
+from zsu.relevance.composites import Composite
+from zsu.relevance.tape import Tape
 
 TROUSER = 1
 METHODS = [name for name in ALL if name != "paths+retained"]  # which is "paths" with retained samples
@@ -30,6 +33,13 @@ def bits(model: nn.Module | dict[str, Tensor]) -> dict[str, bytes]:
 def largest(model: nn.Module, x: Tensor, target: int) -> float:
     """The largest probability of the class."""
     return float(model(x).double().softmax(1)[:, target].max())
+
+
+def wrap_explanation(monkeypatch, wrap):
+    """Wrap all that `explain` does between the checks at its entry and its result."""
+    parts = [(Tape, name) for name in ("record", "backward", "check_flow")] + [(Composite, "assign")]
+    for home, name in (*parts, (explanation, "check_logits"), (explanation, "output_weights")):
+        monkeypatch.setattr(home, name, wrap(getattr(home, name)))
 
 
 class Net(nn.Module):

@@ -7,13 +7,11 @@ import torch
 import torchvision
 from torch import nn
 
-from helpers import TROUSER, bits
+from helpers import TROUSER, bits, wrap_explanation
 from zsu import explain, explain_each, find_paths, forget
 from zsu.evaluation.observed import predict
 from zsu.forgetting.perturb import perturb
 from zsu.paths.graph import build_graph
-from zsu.relevance import composites, explanation
-from zsu.relevance.tape import Tape
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
@@ -91,11 +89,7 @@ def test_nobody_waits_between_the_checks_and_the_result(name, rule, monkeypatch)
     model, x = network(name).cuda(), images().cuda()
     target = torch.tensor([1, 2, 3], device="cuda")
     explain(model, x, target, rule)  # loads and compiles
-    for part in ("record", "backward", "check_flow"):
-        monkeypatch.setattr(Tape, part, without_waiting(getattr(Tape, part)))
-    monkeypatch.setattr(composites.Composite, "assign", without_waiting(composites.Composite.assign))
-    for part in ("check_logits", "output_weights"):
-        monkeypatch.setattr(explanation, part, without_waiting(getattr(explanation, part)))
+    wrap_explanation(monkeypatch, without_waiting)
     explain_each(model, x, [target, torch.rand(3, 10, device="cuda")], rule)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helpers import TROUSER, Net, rand
+from helpers import TROUSER, Net, rand, wrap_explanation
 from zsu import explain, explain_each, forget
 from zsu.data import Images
 from zsu.evaluation.observed import predict
@@ -24,7 +24,6 @@ from zsu.forgetting.perturb import perturb
 from zsu.paths import graph
 from zsu.relevance import composites, explanation
 from zsu.relevance.rules import AlphaBeta, Box, Gamma, Rule
-from zsu.relevance.tape import Tape
 
 WAIT = set("_local_scalar_dense is_nonzero equal nonzero masked_select _unique2 unique_dim unique_consecutive".split())
 READ = {"cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__index__", "__array__"}
@@ -94,11 +93,7 @@ def without_reading(function):
 def watched(monkeypatch):
     """All of `explain` between the checks and the result."""
     monkeypatch.setattr("zsu.relevance.sums.fits", lambda *_: False)
-    for name in ("record", "backward", "check_flow"):
-        monkeypatch.setattr(Tape, name, without_reading(getattr(Tape, name)))
-    monkeypatch.setattr(composites.Composite, "assign", without_reading(composites.Composite.assign))
-    for name in ("check_logits", "output_weights"):
-        monkeypatch.setattr(explanation, name, without_reading(getattr(explanation, name)))
+    wrap_explanation(monkeypatch, without_reading)
 
 
 def everyday(m, x):

@@ -39,7 +39,6 @@ class Edges(NamedTuple):
     (K, J / groups) and sources (groups, J / groups); none of the input.
     """
 
-    layer: Share
     values: list
     sources: list[np.ndarray]
 
@@ -205,7 +204,7 @@ def reduced(layer: Share) -> Edges:
     where they follow each other, as behind a flatten.
     """
     if layer.kind == "input":
-        return Edges(layer, [], [])
+        return Edges([], [])
     if any(sources is None for sources in layer.sources):
         what = "an operation before this layer mixes or rearranges channels, so its sources are unknown"
         remedy = "paths follow what gives each channel of a layer one channel at all positions, and attention with "
@@ -213,13 +212,13 @@ def reduced(layer: Share) -> Edges:
     if not layer.edges:
         raise ZsuError("edges were not computed", where=layer.name, remedy="call explain(..., edges=True)")
     if layer.kind == "add" or layer.groups == 0:  # an addition, or a BatchNorm of its own
-        return Edges(layer, [e.flatten() for e in layer.edges], layer.sources)  # (K,) or (K, 1) -> (K,)
+        return Edges([e.flatten() for e in layer.edges], layer.sources)  # (K,) or (K, 1) -> (K,)
     edges, sources = layer.edges[0], layer.sources[0]
     begin = np.flatnonzero(np.diff(sources, prepend=NOTHING - 1))  # of the stretches with one source
     length = np.diff(begin, append=len(sources))
     if layer.groups == 1 and length[0] > 1 and (length == length[0]).all():
         edges, sources = edges.unflatten(1, (-1, int(length[0]))).sum(2), sources[begin]  # (K, C P) -> (K, C)
-    return Edges(layer, [edges], [sources.reshape(max(1, layer.groups), -1)])  # (J,) -> (groups, J / groups)
+    return Edges([edges], [sources.reshape(layer.groups, -1)])  # (J,) -> (groups, J / groups)
 
 
 def fetch(layers: Iterable[Edges]) -> list[Edges]:

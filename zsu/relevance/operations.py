@@ -111,7 +111,9 @@ class Call(NamedTuple):
             return self._replace(name="amax")
         if self.name in ("max", "min") and isinstance(self.argument(1, "other"), Tensor):
             return self._replace(name=f"{self.name}imum")
-        return self._replace(name=self.name.removesuffix("_with_indices"))
+        if self.name.endswith("_with_indices"):
+            return self._replace(name=self.name.removesuffix("_with_indices"))
+        return self
 
     def changes(self, t: Tensor) -> bool:
         """Whether it changes t in place."""
